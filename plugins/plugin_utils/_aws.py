@@ -1,0 +1,58 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Clients of AWS for the core's I/O, made from the options that amazon.aws knows.
+
+This util is PRIVATE to the collection.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import typing as t
+
+#: Options of every action that talks to AWS; documented once in plugins/doc_fragments/aws.py.
+AWS_ARGUMENT_SPEC: t.Final[dict[str, dict[str, t.Any]]] = {
+    "region": {"type": "str"},
+    "endpoint_url": {"type": "str"},
+    "access_key": {"type": "str"},
+    "secret_key": {"type": "str", "no_log": True},
+    "session_token": {"type": "str", "no_log": True},
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class AwsOptions:
+    """Where AWS is and who asks. What is ``None`` is left to boto3's chain."""
+
+    region: str | None = None
+    endpoint_url: str | None = None
+    access_key: str | None = None
+    secret_key: str | None = None
+    session_token: str | None = None
+
+    @classmethod
+    def from_args(cls, args: t.Mapping[str, t.Any]) -> AwsOptions:
+        """Take the AWS options out of an action's validated arguments."""
+        return cls(**{field.name: args.get(field.name) for field in dataclasses.fields(cls)})
+
+    def client(self, service: str, region: str | None = None) -> t.Any:
+        """A boto3 client of `service` in `region`, or in the options' own region.
+
+        Retries are boto3's standard mode: throttling and passing faults are retried with back-off and jitter,
+        refusals are not.
+        """
+        import boto3  # imported here: an action that fails on its arguments need not wait for it
+        import botocore.config
+
+        return boto3.client(
+            service,
+            region_name=region or self.region,
+            endpoint_url=self.endpoint_url,
+            aws_access_key_id=self.access_key,
+            aws_secret_access_key=self.secret_key,
+            aws_session_token=self.session_token,
+            config=botocore.config.Config(
+                retries={"mode": "standard", "max_attempts": 6},
+                max_pool_connections=32,
+                connect_timeout=10,
+            ),
+        )

@@ -1,0 +1,216 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Who is in a run's fleet, which member is which host, and whether each of them answers.
+
+Instances are launched a group at a time, so they come up alike; what makes one of them ``party-3`` is its index, kept
+in the tag ``startline:index``. The decisions are pure functions of the plan and of what EC2 says; `Fleet` does the
+asking, the tagging and the waiting.
+
+This util is PRIVATE to the collection.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import collections
+import dataclasses
+import ipaddress
+import time
+import typing as t
+
+ALIVE: t.Final = ("pending", "running")
+
+
+class FleetError(Exception):
+    """Hosts are missing or did not answer. The message names each of them."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Host:
+    """An instance of the run, as EC2 describes it.
+
+    `address` is private, `public_address` may be empty. `index` is ``None`` until the host has been given one.
+    """
+
+    instance_id: str
+    region: str
+    group: str
+    index: int | None
+    site: str
+    state: str
+    reason: str
+    address: str
+    public_address: str
+
+    @property
+    def name(self) -> str:
+        """The member's name in the plan, ``<group>-<index>``."""
+        return f"{self.group}-{self.index}"
+
+    @property
+    def login_address(self) -> str:
+        """Where the controller logs in."""
+        return self.public_address or self.address
+
+
+def parse_instance(instance: t.Mapping[str, t.Any], region: str) -> Host:
+    """One entry of DescribeInstances, with our tags."""
+    tags = {tag["Key"]: tag["Value"] for tag in instance.get("Tags", ())}
+    index = tags.get("startline:index", "")
+    return Host(
+        instance_id=instance["InstanceId"],
+        region=region,
+        group=tags.get("startline:group", ""),
+        index=int(index) if index.isdigit() else None,
+        site=tags.get("startline:site", ""),
+        state=instance["State"]["Name"],
+        reason=instance.get("StateReason", {}).get("Message", "") or instance.get("StateTransitionReason", ""),
+        address=instance.get("PrivateIpAddress") or "",
+        public_address=instance.get("PublicIpAddress") or "",
+    )
+
+
+def assign_indexes(hosts: t.Sequence[Host], counts: t.Mapping[str, int]) -> dict[str, int]:
+    """Indexes for the hosts that have none: ``{instance id: index}``.
+
+    A host keeps the index it has, so a fleet that is completed after a loss keeps its names; the free indexes of a
+    group (below `counts`) go to its other hosts by private address, lowest first, so that a fresh fleet is numbered in
+    the order of hosts.config. Two hosts with the same index can come from a launch that was cut off: the one with the
+    higher address is numbered again. Hosts that find no free index get none.
+    """
+    assigned: dict[str, int] = {}
+    for group, count in counts.items():
+        members = sorted((h for h in hosts if h.group == group and h.state in ALIVE), key=_by_address)
+        taken: dict[int, Host] = {}
+        for host in members:
+            if host.index is not None and host.index < count:
+                taken.setdefault(host.index, host)
+        free = iter([i for i in range(count) if i not in taken])
+        settled = {host.instance_id for host in taken.values()}
+        for host in members:
+            if host.instance_id not in settled and (index := next(free, None)) is not None:
+                assigned[host.instance_id] = index
+    return assigned
+
+
+def _by_address(host: Host) -> tuple[int, int, str]:
+    # A pending instance may have no address yet; it comes last, in the order of its id.
+    if not host.address:
+        return (1, 0, host.instance_id)
+    return (0, int(ipaddress.ip_address(host.address)), host.instance_id)
+
+
+def missing_members(expected: t.Iterable[str], hosts: t.Iterable[Host]) -> dict[str, str]:
+    """The expected members that no living host stands for: ``{name: what is known of it}``."""
+    last: dict[str, Host] = {}
+    for host in hosts:
+        if host.index is not None and (host.name not in last or host.state in ALIVE):
+            last[host.name] = host
+    missing: dict[str, str] = {}
+    for name in expected:
+        host = last.get(name)
+        if host is None:
+            missing[name] = "was never launched"
+        elif host.state not in ALIVE:
+            missing[name] = f"{host.instance_id} is {host.state}" + (f": {host.reason}" if host.reason else "")
+    return missing
+
+
+class Fleet:
+    """The instances of one run, over all its regions."""
+
+    def __init__(self, clients: t.Mapping[str, t.Any], run_id: str) -> None:
+        """`clients` are boto3 EC2 clients by region."""
+        self._clients = clients
+        self._run_id = run_id
+
+    def describe(self) -> list[Host]:
+        """Every instance that carries the run's tag, whatever its state, in a stable order."""
+        hosts: list[Host] = []
+        for region, client in self._clients.items():
+            pages = client.get_paginator("describe_instances").paginate(
+                Filters=[{"Name": "tag:startline:run", "Values": [self._run_id]}]
+            )
+            hosts.extend(
+                parse_instance(instance, region)
+                for page in pages
+                for reservation in page["Reservations"]
+                for instance in reservation["Instances"]
+            )
+        return sorted(hosts, key=lambda host: (host.region, *_by_address(host)))
+
+    def number(self, counts: t.Mapping[str, int]) -> bool:
+        """Give every host its index and name. True when a tag was written."""
+        hosts = {host.instance_id: host for host in self.describe()}
+        assigned = assign_indexes(list(hosts.values()), counts)
+        for instance_id, index in assigned.items():
+            host = hosts[instance_id]
+            self._clients[host.region].create_tags(
+                Resources=[instance_id],
+                Tags=[
+                    {"Key": "startline:index", "Value": str(index)},
+                    {"Key": "Name", "Value": f"{host.group}-{index}.{self._run_id}"},
+                ],
+            )
+        return bool(assigned)
+
+    def await_ssh(self, expected: t.Sequence[str], deadline: float) -> list[Host]:
+        """Wait until every expected member is running and its SSH server answers.
+
+        `deadline` is in seconds from now. Raises `FleetError`, naming each member that is not there and what is known
+        of it: at the deadline, or as soon as a host is known to be gone.
+        """
+        return asyncio.run(self._await_ssh(expected, time.monotonic() + deadline, deadline))
+
+    async def _await_ssh(self, expected: t.Sequence[str], until: float, deadline: float) -> list[Host]:
+        answered: set[str] = set()
+        pause = 0.1
+        while True:
+            hosts = await asyncio.to_thread(self.describe)
+            # EC2 may take seconds to describe what it has launched, so "never launched" is only final at the deadline.
+            gone = {n: why for n, why in missing_members(expected, hosts).items() if " is " in why}
+            wanted = set(expected)
+            here = {h.name: h for h in hosts if h.index is not None and h.state in ALIVE and h.name in wanted}
+            waiting = [h for name, h in here.items() if name not in answered and h.state == "running"]
+            patience = min(5.0, max(0.1, until - time.monotonic()))
+            results = await asyncio.gather(*(ssh_answers(h.login_address, patience) for h in waiting))
+            answered |= {host.name for host, ok in zip(waiting, results, strict=True) if ok}
+            if answered >= wanted:
+                return [here[name] for name in expected]
+            if gone or time.monotonic() >= until:
+                raise FleetError(_explain(expected, hosts, answered, deadline))
+            await asyncio.sleep(min(pause, max(0.0, until - time.monotonic())))
+            pause = min(pause * 1.5, 2.0)
+
+
+def _explain(expected: t.Sequence[str], hosts: t.Sequence[Host], answered: t.Collection[str], deadline: float) -> str:
+    problems = missing_members(expected, hosts)
+    for host in hosts:
+        if host.index is not None and host.name in expected and host.name not in problems and host.name not in answered:
+            problems[host.name] = (
+                f"{host.instance_id} is {host.state} at {host.login_address or 'no address'}, but its SSH port does not answer"
+            )
+    lines = [f"  {name}: {problems[name]}" for name in expected if name in problems]
+    return "\n".join(
+        [f"{len(lines)} of {len(expected)} hosts did not come up within {deadline:g} s:", *lines]
+        + ["Look at the instance's console (on the local cloud: python -m localcloud status names the logs)."]
+    )
+
+
+async def ssh_answers(address: str, timeout: float, port: int = 22) -> bool:
+    """Whether a server at `address` greets like SSH (RFC 4253, section 4.2) within `timeout` seconds."""
+    try:
+        async with asyncio.timeout(timeout):
+            reader, writer = await asyncio.open_connection(address, port)
+            try:
+                return await reader.readexactly(4) == b"SSH-"
+            finally:
+                writer.close()
+    except asyncio.IncompleteReadError:
+        return False
+    except (OSError, TimeoutError):
+        return False
+
+
+def group_counts(members: t.Iterable[t.Mapping[str, t.Any]]) -> dict[str, int]:
+    """Hosts per group of a plan's `members`."""
+    return dict(collections.Counter(member["group"] for member in members))
