@@ -10,7 +10,7 @@ from ansible.errors import AnsibleActionFail
 from ansible.plugins.action import ActionBase
 
 from ansible_collections.startline.lab.plugins.plugin_utils._artifact import ArtifactError, ArtifactStore, packed
-from ansible_collections.startline.lab.plugins.plugin_utils._aws import AWS_ARGUMENT_SPEC, AwsOptions
+from ansible_collections.startline.lab.plugins.plugin_utils._aws import AWS_ARGUMENT_SPEC, AwsOptions, is_aws_error
 
 
 class ActionModule(ActionBase):
@@ -62,7 +62,7 @@ class ActionModule(ActionBase):
             except ArtifactError as exc:
                 raise AnsibleActionFail(str(exc)) from exc
             except Exception as exc:
-                if type(exc).__module__.partition(".")[0] not in ("boto3", "botocore"):
+                if not is_aws_error(exc):
                     raise
                 raise AnsibleActionFail(
                     f"artifact {artifact['src']} could not be stored in s3://{args['bucket']}/{args['prefix']}: {exc}"

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 DOCUMENTATION = r"""
 module: fleet
-short_description: Number the hosts of a run and wait until they answer
+short_description: See that the hosts of a run answer, or that nothing is left of them
 version_added: 0.1.0
 author: The Startline authors (@startline)
 description:
@@ -16,15 +16,29 @@ description:
   - A host keeps the index it has. New hosts are numbered by private address, lowest first.
   - Past O(deadline), or as soon as a host is known to be gone, it fails and names each missing member and why.
   - One call serves the whole fleet, in all regions; it needs no connection to the hosts but their SSH greeting.
+  - With O(state=absent) it removes nothing. It looks at the account for anything that still carries the run's tag, and
+    fails with the ids of what is left.
 options:
   run_id:
     description: The run whose hosts are meant.
     type: str
     required: true
+  state:
+    description: What has to be true.
+    type: str
+    choices: [answering, absent]
+    default: answering
   plan:
-    description: The plan, as M(startline.lab.plan) returns it. Its members are the hosts to wait for.
+    description:
+      - The plan, as M(startline.lab.plan) returns it. Its members are the hosts to wait for.
+      - Required when O(state=answering).
     type: dict
-    required: true
+  regions:
+    description:
+      - Regions to look at.
+      - Required when O(state=absent).
+    type: list
+    elements: str
   deadline:
     description: Seconds that the whole fleet has to come up.
     type: float
@@ -41,12 +55,24 @@ EXAMPLES = r"""
     deadline: 120
     region: us-east-1
   register: fleet
+
+- name: Prove that nothing is left
+  startline.lab.fleet:
+    run_id: "{{ run_id }}"
+    state: absent
+    regions: [us-east-1]
 """
 
 RETURN = r"""
+left:
+  description: Ids of what is left. Always empty but in check mode, where leftovers do not fail the task.
+  returned: O(state=absent)
+  type: list
+  elements: str
+  sample: []
 hosts:
   description: The hosts by member name.
-  returned: success
+  returned: O(state=answering)
   type: dict
   sample:
     party-0:

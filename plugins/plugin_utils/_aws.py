@@ -19,6 +19,15 @@ AWS_ARGUMENT_SPEC: t.Final[dict[str, dict[str, t.Any]]] = {
 }
 
 
+def is_aws_error(exc: BaseException) -> bool:
+    """Whether boto3 or botocore raised `exc`: AWS refused, could not be reached, or there are no credentials.
+
+    By the name of its package, because botocore raises classes that it makes at run time, and because an action
+    must not import boto3 only to name its errors.
+    """
+    return any(cls.__module__.partition(".")[0] in ("boto3", "botocore") for cls in type(exc).__mro__)
+
+
 @dataclasses.dataclass(frozen=True)
 class AwsOptions:
     """Where AWS is and who asks. What is ``None`` is left to boto3's chain."""

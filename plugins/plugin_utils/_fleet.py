@@ -19,6 +19,21 @@ import typing as t
 
 ALIVE: t.Final = ("pending", "running")
 
+#: What a run creates in a region, as EC2 describes it: (operation, key of the list, key of the id).
+#: Volumes and interfaces go with their instance; they are asked for because a leftover one costs money.
+_RESOURCES: t.Final = (
+    ("describe_instances", "Reservations", "InstanceId"),
+    ("describe_volumes", "Volumes", "VolumeId"),
+    ("describe_network_interfaces", "NetworkInterfaces", "NetworkInterfaceId"),
+    ("describe_addresses", "Addresses", "AllocationId"),
+    ("describe_security_groups", "SecurityGroups", "GroupId"),
+    ("describe_subnets", "Subnets", "SubnetId"),
+    ("describe_route_tables", "RouteTables", "RouteTableId"),
+    ("describe_internet_gateways", "InternetGateways", "InternetGatewayId"),
+    ("describe_vpcs", "Vpcs", "VpcId"),
+    ("describe_key_pairs", "KeyPairs", "KeyPairId"),
+)
+
 
 class FleetError(Exception):
     """Hosts are missing or did not answer. The message names each of them."""
@@ -180,6 +195,21 @@ class Fleet:
                 raise FleetError(_explain(expected, hosts, answered, deadline))
             await asyncio.sleep(min(pause, max(0.0, until - time.monotonic())))
             pause = min(pause * 1.5, 2.0)
+
+    def leftovers(self) -> list[str]:
+        """Ids of what still exists with the run's tag, in all its regions; empty when it has left nothing.
+
+        Looks at the account, not at what this program remembers to have made.
+        """
+        filters = [{"Name": "tag:startline:run", "Values": [self._run_id]}]
+        found: list[str] = []
+        for region, client in self._clients.items():
+            for operation, listed, identity in _RESOURCES:
+                items = getattr(client, operation)(Filters=filters)[listed]
+                if listed == "Reservations":
+                    items = [i for entry in items for i in entry["Instances"] if i["State"]["Name"] != "terminated"]
+                found.extend(f"{item[identity]} ({region})" for item in items)
+        return sorted(found)
 
 
 def _explain(expected: t.Sequence[str], hosts: t.Sequence[Host], answered: t.Collection[str], deadline: float) -> str:

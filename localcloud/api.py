@@ -1,0 +1,154 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The API: moto's server in our process, and in front of it what EC2 and S3 promise and moto does not do."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import io
+import json
+import logging
+import os
+import threading
+import time
+import typing as t
+import urllib.parse
+
+from localcloud import instances
+from localcloud.image import Image
+from localcloud.instances import Cloud
+from localcloud.machine import RUN, CloudError, run
+from localcloud.network import API_ADDRESS
+
+log = logging.getLogger("localcloud.requests")
+
+PORT = 4566
+ENDPOINT = f"http://{API_ADDRESS}:{PORT}"
+
+Environ = dict[str, t.Any]
+StartResponse = t.Callable[..., t.Any]
+
+_BEHAVIOUR = "InstanceInitiatedShutdownBehavior.Value"
+_BAD_DIGEST = b"""<?xml version="1.0" encoding="UTF-8"?>
+<Error><Code>BadDigest</Code><Message>The SHA256 you specified did not match what we received.</Message></Error>"""
+
+
+def prepare_moto(image: Image) -> None:
+    """Moto reads these when it is imported."""
+    amis = RUN / "amis.json"
+    amis.write_text(json.dumps([image.ami]))
+    os.environ.update(
+        MOTO_AMIS_PATH=str(amis),
+        MOTO_IAM_LOAD_MANAGED_POLICIES="true",
+        MOTO_ENABLE_AMI_VALIDATION="true",
+        MOTO_ENABLE_KEYPAIR_VALIDATION="true",
+        MOTO_EC2_ENABLE_INSTANCE_TYPE_VALIDATION="true",
+    )
+
+
+class Gate:
+    """The WSGI application: our own calls, EC2's waiting, S3's checks; the rest is moto's."""
+
+    def __init__(self, cloud: Cloud, moto: t.Callable[[Environ, StartResponse], t.Iterable[bytes]]) -> None:
+        self._cloud = cloud
+        self._moto = moto
+        self._writes = threading.Lock()
+
+    def __call__(self, environ: Environ, start_response: StartResponse) -> t.Iterable[bytes]:
+        if environ["PATH_INFO"] == "/_startline/status":
+            start_response("200 OK", [("Content-Type", "application/json")])
+            return [json.dumps(self._cloud.status()).encode()]
+        if environ["PATH_INFO"] == "/moto-api/reset":
+            start_response("403 Forbidden", [])
+            return [b"hosts run here: terminate them, or `python -m localcloud down`\n"]
+        if environ["REQUEST_METHOD"] == "PUT":
+            return self._put(environ, start_response)
+        if environ.get("CONTENT_TYPE", "").startswith("application/x-www-form-urlencoded"):
+            return self._query_api(environ, start_response)
+        return self._moto(environ, start_response)
+
+    def _query_api(self, environ: Environ, start_response: StartResponse) -> t.Iterable[bytes]:
+        form = dict(urllib.parse.parse_qsl(_read_body(environ).decode(errors="replace")))
+        action = environ["startline.action"] = form.get("Action", "")
+        behaviour = form.pop(_BEHAVIOUR, None)
+        if action == "ModifyInstanceAttribute" and behaviour:  # moto knows only the older way to say it
+            form.update(Attribute=_BEHAVIOUR.partition(".")[0], Value=behaviour)
+            body = urllib.parse.urlencode(form).encode()
+            environ.update({"CONTENT_LENGTH": str(len(body)), "wsgi.input": io.BytesIO(body)})
+        if action in ("DescribeInstances", "DescribeInstanceStatus"):
+            self._cloud.settle([value for name, value in form.items() if name.startswith("InstanceId.")])
+        answer = self._moto(environ, start_response)
+        if not action.startswith(("Describe", "Get", "List")):
+            self._cloud.follow()
+        return answer
+
+    def _put(self, environ: Environ, start_response: StartResponse) -> t.Iterable[bytes]:
+        """S3 stores what the client says it sends, or refuses; conditional writes see one another."""
+        body = _read_body(environ)
+        query = dict(urllib.parse.parse_qsl(environ.get("QUERY_STRING", "")))
+        given = environ.get("HTTP_X_AMZ_CHECKSUM_SHA256") or query.get("x-amz-checksum-sha256")
+        chunked = environ.get("HTTP_X_AMZ_CONTENT_SHA256", "").startswith("STREAMING-")
+        if given and not chunked:
+            if given != base64.b64encode(hashlib.sha256(body).digest()).decode():
+                start_response("400 Bad Request", [("Content-Type", "application/xml")])
+                return [_BAD_DIGEST]
+            # Moto keeps and gives back a checksum only when its algorithm is named.
+            environ.setdefault("HTTP_X_AMZ_SDK_CHECKSUM_ALGORITHM", "SHA256")
+            environ["HTTP_X_AMZ_CHECKSUM_SHA256"] = given
+        with self._writes:
+            return self._moto(environ, start_response)
+
+
+def _read_body(environ: Environ) -> bytes:
+    """The request's body, which moto will read again."""
+    length = environ.get("CONTENT_LENGTH") or ""
+    if not length and not environ.get("wsgi.input_terminated"):
+        return b""
+    body: bytes = environ["wsgi.input"].read(int(length)) if length else environ["wsgi.input"].read()
+    environ["wsgi.input"] = io.BytesIO(body)
+    return body
+
+
+def listen(cloud: Cloud) -> t.Callable[[], None]:
+    """Bind the endpoint; the returned function serves until the process ends."""
+    from moto.moto_server.werkzeug_app import DomainDispatcherApplication, MotoRequestHandler, create_backend_app
+    from werkzeug.serving import make_server
+
+    class Handler(MotoRequestHandler):
+        def make_environ(self) -> dict[str, t.Any]:
+            self.began = time.monotonic()
+            self.environ = super().make_environ()
+            return self.environ
+
+        def log_request(self, code: int | str = "-", size: int | str = "-") -> None:
+            # Not the query: of a presigned URL it is a secret.
+            path = urllib.parse.urlsplit(self.path).path
+            action = getattr(self, "environ", {}).get("startline.action", "")
+            took = 1000 * (time.monotonic() - getattr(self, "began", time.monotonic()))
+            log.info("%s %s %s%s %s %.0f ms", self.client_address[0], self.command, path, action, code, took)
+
+    if holder := run(
+        "ss", "--no-header", "-ltnp", f"( sport = :{PORT} ) and ( src {API_ADDRESS} or src 0.0.0.0 )"
+    ).strip():
+        raise CloudError(f"port {PORT} is held by another program: {holder}", "Stop that program.")
+    instances.install(cloud)
+    gate = Gate(cloud, DomainDispatcherApplication(create_backend_app))
+    server = make_server(str(API_ADDRESS), PORT, gate, threaded=True, request_handler=Handler)
+    threading.Thread(target=_warm, args=(gate,), daemon=True).start()
+    return server.serve_forever
+
+
+def _warm(gate: Gate) -> None:
+    """Ask what everybody asks first, so that moto loads its tables while the user's program starts."""
+    from werkzeug.test import Client
+
+    for service in ("ec2", "iam", "s3", "sts"):
+        scope = f"Credential=warm/20200101/us-east-1/{service}/aws4_request"
+        asked = {"ec2": "DescribeSubnets", "iam": "ListRoles", "sts": "GetCallerIdentity"}.get(service)
+        form = {"Action": asked, "Version": "2016-11-15" if service == "ec2" else "2010-05-08"} if asked else None
+        Client(gate).open(
+            "/",
+            method="POST" if form else "GET",
+            data=form,
+            headers={"Authorization": f"AWS4-HMAC-SHA256 {scope}, SignedHeaders=host, Signature=0"},
+        )

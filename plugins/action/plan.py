@@ -1,0 +1,110 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Make the plan of an experiment and open its run. Documented in plugins/modules/plan.py."""
+
+from __future__ import annotations
+
+import datetime as dt
+import os
+import pathlib
+import typing as t
+
+from ansible.errors import AnsibleActionFail
+from ansible.plugins.action import ActionBase
+from ansible.utils.display import Display
+from ansible_collections.startline.lab.plugins.plugin_utils import _experiment, _plan, _run
+from ansible_collections.startline.lab.plugins.plugin_utils._errors import ExperimentError, StartlineError
+
+ARGUMENT_SPEC: t.Final = {
+    "exp": {"type": "str"},
+    "set": {"type": "str", "default": ""},
+    "seed": {"type": "int"},
+    "project_dir": {"type": "path", "required": True},
+    "private_dir": {"type": "path"},
+    "validate_only": {"type": "bool", "default": False},
+    "run": {"type": "str"},
+    "awx_job_id": {"type": "str"},
+    "awx_workflow_job_id": {"type": "str"},
+}
+
+
+class ActionModule(ActionBase):
+    """See plugins/modules/plan.py."""
+
+    _requires_connection = False
+    TRANSFERS_FILES = False
+
+    def run(self, tmp: str | None = None, task_vars: dict[str, t.Any] | None = None) -> dict[str, t.Any]:
+        """Read, check, expand; then choose the run, unless only the plan is wanted."""
+        self._supports_check_mode = True
+        result = super().run(tmp, task_vars)
+        del tmp
+        _valid, args = self.validate_argument_spec(argument_spec=ARGUMENT_SPEC)
+        project = pathlib.Path(args["project_dir"]).absolute()
+        store = _run.RunStore(pathlib.Path(args["private_dir"] or project / ".startline"))
+        try:
+            if args["exp"]:
+                plan = make_plan(project, args["exp"], args["set"], args["seed"])
+            elif args["run"]:
+                plan = store.read_plan(args["run"])
+                _plan.check_plan(plan)
+            else:
+                raise AnsibleActionFail(
+                    f"Which experiment? Give -e exp=NAME. There are: {', '.join(experiments(project)) or 'none'}."
+                )
+            result.update(changed=False, experiment=plan["experiment"], plan=plan, summary=_plan.summary(plan))
+            if args["validate_only"] or self._task.check_mode:
+                return result
+            record, resumed, broken = _run.open_run(
+                store,
+                plan,
+                requested=args["run"] or None,
+                awx=_run.awx_run_id(plan["experiment"], args["awx_job_id"], args["awx_workflow_job_id"]),
+                # Actions run in a worker, which is a child of the process that leads the play.
+                controller=_run.this_controller(os.getppid()),
+                now=dt.datetime.now(dt.UTC),
+                entropy=os.urandom(2),
+            )
+        except ExperimentError as exc:
+            return {
+                **result,
+                "failed": True,
+                "msg": str(exc),
+                "problems": [problem.as_dict() for problem in exc.problems],
+            }
+        except StartlineError as exc:
+            raise AnsibleActionFail(str(exc)) from exc
+        except OSError as exc:
+            raise AnsibleActionFail(f"{exc.filename or project}: {exc.strerror or exc}") from exc
+        for name in broken:
+            Display().warning(f"The record of run {name} in {store.path(name)} cannot be read; the run is passed over.")
+        return {
+            **result,
+            "changed": not resumed,
+            "run_id": record.run_id,
+            "resumed": resumed,
+            "created": record.created,
+            "expires": record.expires,
+            "run_dir": str(store.path(record.run_id)),
+        }
+
+
+def experiments(project: pathlib.Path) -> list[str]:
+    """The names of the experiments of a project."""
+    return sorted(path.stem for path in (project / "experiments").glob("*.yml"))
+
+
+def make_plan(project: pathlib.Path, exp: str, overrides: str, seed: int | None) -> dict[str, t.Any]:
+    """The plan of the experiment that `exp` names: one of the project's, or the path of a file.
+
+    A path is relative to the current directory, as the user typed it, or to the project.
+    """
+    typed = pathlib.Path(exp).expanduser().absolute()
+    if typed.is_file() and exp not in experiments(project):
+        exp = str(typed.relative_to(project)) if typed.is_relative_to(project) else str(typed)
+    source = _experiment.find_experiment(exp, experiments(project), lambda path: (project / path).is_file())
+    try:
+        text = (project / source).read_bytes().decode("utf-8-sig")
+    except UnicodeDecodeError as exc:
+        raise StartlineError(f"{source}: is not UTF-8 (byte {exc.start}): save it as UTF-8") from exc
+    experiment = _experiment.load_experiment(text, source, overrides, exists=lambda path: (project / path).exists())
+    return _plan.expand(experiment, seed=seed)

@@ -1,0 +1,132 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+"""Hands one trial to the rendezvous and waits for it. Documented in plugins/modules/start_barrier.py."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import signal
+import time
+import typing as t
+
+from ansible.errors import AnsibleActionFail, AnsibleConnectionFailure
+from ansible.plugins.action import ActionBase
+
+from ansible_collections.startline.lab.plugins.plugin_utils import _barrier_call
+
+ARGUMENT_SPEC: dict[str, t.Any] = {
+    "run_id": {"type": "str", "required": True},
+    "trial_id": {"type": "str", "required": True},
+    "attempt": {"type": "int", "default": 1},
+    "members": {
+        "type": "list",
+        "elements": "dict",
+        "required": True,
+        "options": {
+            "name": {"type": "str", "required": True},
+            "rank": {"type": "int", "required": True},
+            "command": {"type": "str", "required": True},
+            "environment": {"type": "dict", "default": {}},
+            "links": {"type": "dict", "default": {}},
+        },
+    },
+    "files": {"type": "dict", "default": {}},
+    "links": {"type": "dict", "default": {}},
+    "deadline": {"type": "float", "default": 60},
+    "timeout": {"type": "float", "default": 3600},
+    "delivery_deadline": {"type": "float", "default": 600},
+    "policy": {"type": "str", "choices": ["all"], "default": "all"},
+    "max_clock_error": {"type": "float", "default": 0.05},
+    "on_clock_error": {"type": "str", "choices": ["mark", "refuse"], "default": "mark"},
+    "collect": {"type": "list", "elements": "str", "default": []},
+    "user": {"type": "str"},
+    "evidence": {
+        "type": "dict",
+        "options": {
+            "bucket": {"type": "str", "required": True},
+            "prefix": {"type": "str", "required": True},
+            "region": {"type": "str"},
+            "endpoint_url": {"type": "str"},
+        },
+    },
+    "wait": {"type": "str", "choices": ["exited", "delivered"], "default": "delivered"},
+}
+
+
+class _Stalled(Exception):
+    """A command on the coordinator has not come back although its time is over."""
+
+
+class ActionModule(ActionBase):
+    """Argument check, one command on the coordinator, result."""
+
+    TRANSFERS_FILES = False
+
+    def run(self, tmp: str | None = None, task_vars: dict[str, t.Any] | None = None) -> dict[str, t.Any]:
+        self._supports_check_mode = True
+        result = super().run(tmp, task_vars)
+        del tmp
+        _validated, arguments = self.validate_argument_spec(argument_spec=ARGUMENT_SPEC)
+        wait = arguments.pop("wait")
+        trial = _barrier_call.submission(arguments)
+        try:
+            _barrier_call.check(trial)
+        except _barrier_call.SubmissionError as error:
+            raise AnsibleActionFail(str(error)) from error
+        if self._task.check_mode:
+            result.update(changed=True, msg=f"{trial['trial_id']}: would run on {len(trial['members'])} members")
+            return result
+        found = self._submit(trial, wait)
+        result.update(found)
+        result["changed"] = True
+        return result
+
+    def _submit(self, trial: dict[str, t.Any], wait: str) -> dict[str, t.Any]:
+        """The result of the trial. What breaks on the way is tried again until the trial's time is over."""
+        limit = _barrier_call.time_limit(trial, wait)
+        give_up = time.monotonic() + limit
+        payload = json.dumps(trial).encode("ascii")
+        pause = 0.2
+        while True:
+            left = give_up - time.monotonic()
+            command = f"/usr/bin/startline-agent submit --wait {wait} --limit {max(left, 1):.0f}"
+            try:
+                with _bounded(left + 15):
+                    answer = self._low_level_execute_command(command, in_data=payload)
+                attempt = _barrier_call.parse(answer["rc"], answer["stdout"], answer["stderr"])
+            except (AnsibleConnectionFailure, _Stalled, OSError) as error:
+                attempt = _barrier_call.Answer(problem=f"cannot reach the coordinator: {error}", again=True)
+            if attempt.result is not None:
+                return _barrier_call.judged(attempt.result)
+            if not attempt.again or time.monotonic() + pause >= give_up:
+                return _barrier_call.unknown(trial, attempt.problem, limit)
+            self._display.vv(f"start_barrier: {attempt.problem}; once more in {pause:.1f} s")
+            # The master connection, if any, may be the one that is dead.
+            with contextlib.suppress(Exception):
+                self._connection.reset()
+            time.sleep(pause)
+            pause = min(5.0, pause * 2)
+
+
+@contextlib.contextmanager
+def _bounded(seconds: float) -> t.Iterator[None]:
+    """Raise `_Stalled` in the block after `seconds`, unless a timer of the task itself is running."""
+
+    def expired(_number: int, _frame: t.Any) -> None:
+        raise _Stalled(f"no answer within {seconds:.0f} s")
+
+    if signal.getitimer(signal.ITIMER_REAL)[0]:
+        yield  # the task has a timeout of its own
+        return
+    try:
+        before = signal.signal(signal.SIGALRM, expired)
+    except ValueError:
+        yield  # not in the main thread
+        return
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)

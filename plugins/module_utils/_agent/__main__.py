@@ -1,0 +1,104 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""``startline-agent``: the agent, the rendezvous, and questions to the rendezvous of this host.
+
+PRIVATE to the collection.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+import typing as t
+
+from . import config as configuration
+
+if t.TYPE_CHECKING:
+    import argparse
+
+
+def main(arguments: t.Optional[t.Sequence[str]] = None) -> int:
+    """Do what the command line says; the exit status."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    try:
+        if given[-1:] == ["run"] and given[:-2] in ([], ["--config"]):
+            # The agent's own start, as the service manager does it: argparse would cost every host 1.5 MB.
+            from .agent import Agent
+
+            Agent(configuration.load(given[1] if given[1:-1] else configuration.PATH)).run()
+            return 0
+        options = _parse(given)
+        return _run(options, configuration.load(options.config))
+    except configuration.ConfigError as error:
+        print(f"startline-agent: {error}", file=sys.stderr)
+        return 2
+
+
+def _parse(arguments: t.Sequence[str]) -> argparse.Namespace:
+    """The command line."""
+    import argparse
+
+    parser = argparse.ArgumentParser(
+        prog="startline-agent", description="Starts trials at the same instant on all hosts."
+    )
+    parser.add_argument("--config", default=configuration.PATH, help="configuration (default: %(default)s)")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND")
+    commands.required = True
+    commands.add_parser("run", help="be the agent of this host, until SIGTERM")
+    commands.add_parser("rendezvous", help="be the rendezvous of the run, until SIGTERM")
+    submit = commands.add_parser(
+        "submit", help="submit the trial on stdin (JSON), wait for it, print its result (JSON)"
+    )
+    submit.add_argument("--wait", choices=("exited", "delivered"), default="delivered", help="default: %(default)s")
+    submit.add_argument("--limit", type=float, help="seconds after which not to wait any longer (default: no limit)")
+    for command in (
+        submit,
+        commands.add_parser("status", help="print who is connected and how the trials stand (JSON)"),
+        commands.add_parser("abort", help="end a trial"),
+    ):
+        command.add_argument(
+            "--patience",
+            type=float,
+            default=30.0,
+            help="seconds to wait for a rendezvous that is away (default: %(default)g)",
+        )
+    abort = commands.choices["abort"]
+    abort.add_argument("trial_id", nargs="?", help="the trial (default: the one under way)")
+    abort.add_argument("--reason", default="aborted by the controller", help="what the result will say")
+    return parser.parse_args(arguments)
+
+
+def _run(options: argparse.Namespace, config: configuration.Config) -> int:
+    # Imported by need: a question to the rendezvous is answered in a third of the time without the agent's modules.
+    if options.command == "rendezvous":
+        import asyncio
+
+        from .rendezvous import Rendezvous
+
+        asyncio.run(Rendezvous(config).serve())
+        return 0
+    from . import client
+
+    give_up = None
+    request: t.Dict[str, t.Any] = {"op": options.command}
+    if options.command == "submit":
+        try:
+            request.update(trial=json.load(sys.stdin), wait=options.wait)
+        except ValueError as error:
+            print(f"startline-agent: what stands on stdin is not JSON: {error}", file=sys.stderr)
+            return 2
+        give_up = None if options.limit is None else time.monotonic() + options.limit
+    elif options.command == "abort":
+        request.update(trial_id=options.trial_id, reason=options.reason)
+    try:
+        result = client.ask(config, request, options.patience, give_up)
+    except client.ClientError as error:
+        print(f"startline-agent: {error}", file=sys.stderr)
+        return 1
+    json.dump(result, sys.stdout)
+    print()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

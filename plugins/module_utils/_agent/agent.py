@@ -1,0 +1,483 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The agent: carries out what `member.Trial` decides.
+
+PRIVATE to the collection. One process, one thread. On the disk, below the state directory:
+
+    trials/<run>/<trial>/<attempt>/record.json   what a restarted agent needs to go on
+                                   work/         the command's working directory
+                                   stdout, stderr, meta.json, fired.json, exit.json, lock, events   see `launcher`
+"""
+
+from __future__ import annotations
+
+import contextlib
+import grp
+import os
+import pwd
+import selectors
+import time
+import typing as t
+
+from . import clock, delivery, launcher, member, wire
+from .config import Config
+from .link import Link
+from .log import log
+from .reactor import Reactor, Timer
+
+#: Seconds a measurement of the clock may take before it goes on with what it has.
+MEASURE_LIMIT = 3.0
+#: How far clocks may drift apart (s/s) between the measurement and T; the bound grows by it.
+DRIFT = 100e-6
+#: Seconds between tries of a delivery that does not succeed: first, and at most.
+RETRY_FIRST, RETRY_MOST = 2.0, 60.0
+
+PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+
+
+class _Running:
+    """A trial with what this process holds of it."""
+
+    def __init__(self, trial: member.Trial, spool: str) -> None:
+        self.trial = trial
+        self.spool = spool
+        self.handle: t.Optional[launcher.Handle] = None
+        self.events: t.Optional[int] = None
+        self.patience: t.Optional[Timer] = None
+        self.asked_at = 0.0
+        self.pause = RETRY_FIRST
+        self.retry: t.Optional[Timer] = None
+        self.measured_at = 0.0
+
+
+class _Measurement:
+    """A measurement of the clock under way, shared by whoever needs one."""
+
+    def __init__(self, reference_ns: t.Optional[int]) -> None:
+        self.reference_ns = reference_ns
+        self.estimate = clock.Estimate()
+        self.own: t.Optional[clock.Clock] = None
+        self.own_known = False
+        self.limit: t.Optional[Timer] = None
+
+
+class Agent:
+    """Everything that happens on one host."""
+
+    def __init__(self, config: Config) -> None:
+        self._config = config
+        self._reactor = Reactor()
+        self._link = Link(config, self._reactor, self._on_up, self._on_message, self._on_down)
+        self._trials: t.Dict[wire.Epoch, _Running] = {}
+        self._waiting: t.Optional[wire.Message] = None  # a prepare that comes once the trial before it is over
+        self._measurement: t.Optional[_Measurement] = None
+
+    def run(self) -> None:
+        """Until SIGTERM. Launchers that know T go on without us."""
+        log("agent started", run=self._config.run_id, member=self._config.member, pid=os.getpid())
+        os.makedirs(self._base, 0o755, exist_ok=True)
+        self._resume()
+        self._link.connect()
+        self._reactor.run()
+        self._link.close()
+        log("agent stopped")
+
+    @property
+    def _base(self) -> str:
+        return os.path.join(self._config.state_directory, "trials", self._config.run_id)
+
+    def _spool(self, epoch: wire.Epoch) -> str:
+        return os.path.join(self._base, epoch.trial, str(epoch.attempt))
+
+    def _resume(self) -> None:
+        """Go on with what an agent before us has left."""
+        for trial_id in sorted(os.listdir(self._base)):
+            for attempt in sorted(os.listdir(os.path.join(self._base, trial_id))):
+                spool = os.path.join(self._base, trial_id, attempt)
+                try:
+                    record = launcher.read_record(spool, "record.json")
+                    trial = member.Trial.from_json(record or {})
+                except (KeyError, TypeError, ValueError) as error:
+                    log("record unreadable", spool=spool, error=repr(error))
+                    continue
+                running = self._trials[trial.epoch] = _Running(trial, spool)
+                log("resumed", epoch=trial.epoch, state=trial.state, committed=trial.committed)
+                self._do(running, trial.resume())
+                if trial.committed and not trial.over:
+                    self._follow(running)
+                    if launcher.supervisor_of(spool) is None:
+                        self._look(running, gone=True)
+
+    # -- the link --
+
+    def _on_up(self) -> None:
+        if self._measurement is not None:
+            self._ping()
+        for running in list(self._trials.values()):
+            self._step(running, member.LinkUp())
+
+    def _on_down(self) -> None:
+        for running in self._trials.values():
+            running.asked_at = 0.0
+
+    def _on_message(self, message: wire.Message) -> None:
+        kind = message["type"]
+        if kind == "prepare":
+            self._prepare(message)
+        elif kind == "pong":
+            self._on_pong(message)
+        elif kind == "refuse":
+            log("refused", epoch=message["epoch"], reason=message["reason"])
+            refused = self._trials.get(message["epoch"])
+            if refused is not None and refused.trial.reached("exited"):
+                refused.asked_at = 0.0
+                self._later(refused, message["reason"])
+        elif "epoch" in message:
+            running = self._trials.get(message["epoch"])
+            if running is None:
+                self._unknown(message["epoch"], kind)
+            elif kind == "start":
+                self._start(running, message)
+            elif kind == "abort":
+                log("abort", epoch=message["epoch"], reason=message["reason"])
+                self._step(running, member.AbortSaid(message["reason"]))
+            elif kind == "grants":
+                self._step(running, member.Granted(message["grants"]))
+            elif kind == "settled":
+                self._step(running, member.SettledSaid())
+
+    def _unknown(self, epoch: wire.Epoch, kind: str) -> None:
+        log("unknown trial", epoch=epoch, message=kind)
+        if kind == "start" and epoch.run == self._config.run_id:
+            trial = member.Trial(epoch, {})
+            trial.failed = "knows nothing of this trial: the host was made anew, or its state was lost"
+            self._link.send("report", **trial.report())
+
+    # -- getting ready --
+
+    def _prepare(self, message: wire.Message) -> None:
+        epoch: wire.Epoch = message["epoch"]
+        if epoch.run != self._config.run_id:
+            log("refused a prepare", epoch=epoch, reason=f"this host belongs to {self._config.run_id}")
+            return
+        known = self._trials.get(epoch)
+        if known is not None:
+            self._link.send("report", **known.trial.report())
+            return
+        newest = max((other.attempt for other in self._trials if other.trial == epoch.trial), default=0)
+        if epoch.attempt < newest:
+            trial = member.Trial(epoch, {})
+            trial.failed = f"attempt {newest} of this trial is known here already"
+            self._link.send("report", **trial.report())
+            return
+        busy = [running for running in self._trials.values() if not running.trial.over]
+        for running in busy:
+            self._step(running, member.Superseded())
+        if any(not running.trial.over for running in busy):
+            self._waiting = message  # `_step` comes back to it
+            return
+        self._waiting = None
+        duty = message["duty"]
+        running = self._trials[epoch] = _Running(member.Trial(epoch, duty), self._spool(epoch))
+        running.patience = self._reactor.after(duty["patience"], lambda: self._step(running, member.OutOfPatience()))
+        try:
+            _make_directory(running.spool, duty)
+        except (OSError, KeyError) as error:
+            self._step(running, member.Prepared(_plain(error)))
+        else:
+            self._step(running, member.Prepared())
+
+    def _arm(self, running: _Running) -> None:
+        duty, epoch = running.trial.duty, running.trial.epoch
+        account = pwd.getpwnam(duty["user"]) if duty["user"] else pwd.getpwuid(os.geteuid())
+        environment = {
+            "PATH": PATH,
+            "LANG": "C.UTF-8",
+            "HOME": account.pw_dir,
+            "USER": account.pw_name,
+            "LOGNAME": account.pw_name,
+            "SHELL": "/bin/sh",
+            "STARTLINE_RUN": epoch.run,
+            "STARTLINE_TRIAL": epoch.trial,
+            "STARTLINE_ATTEMPT": str(epoch.attempt),
+            "STARTLINE_MEMBER": self._config.member,
+            "STARTLINE_RANK": str(duty["rank"]),
+        }
+        environment.update(duty["environment"])
+        change = bool(duty["user"]) and account.pw_uid != os.geteuid()
+        program = launcher.Program(
+            command=duty["command"],
+            directory=os.path.join(running.spool, "work"),
+            environment=environment,
+            timeout=duty["timeout"],
+            uid=account.pw_uid if change else None,
+            gid=account.pw_gid if change else None,
+            groups=_groups(account) if change else (),
+        )
+        running.handle = launcher.arm(running.spool, program)
+        self._reactor.on_exit(running.handle.pid, lambda: self._look(running, gone=True))
+        self._follow(running)
+
+    def _follow(self, running: _Running) -> None:
+        if running.events is None:
+            running.events = launcher.follow(running.spool)
+            self._reactor.watch(running.events, selectors.EVENT_READ, lambda: self._on_event(running))
+
+    def _on_event(self, running: _Running) -> None:
+        """The launcher has written something, or is gone."""
+        if running.events is None:
+            return
+        try:
+            data = os.read(running.events, 4096)
+        except BlockingIOError:
+            return
+        if b"r" in data:
+            self._step(running, member.Ready(time.time_ns()))
+        self._look(running, gone=not data)
+
+    def _look(self, running: _Running, gone: bool) -> None:
+        """Read what the launcher has left in the spool."""
+        trial = running.trial
+        if gone and running.events is not None:
+            self._reactor.unwatch(running.events)
+            os.close(running.events)
+            running.events = None
+        fired = launcher.read_record(running.spool, "fired.json")
+        if fired is not None and not trial.reached("fired"):
+            self._step(running, member.Fired(**fired))
+        if not gone or trial.over:
+            return
+        end = launcher.read_record(running.spool, "exit.json") or {"unfit": None}
+        if "unfit" in end:
+            if running.handle is not None or trial.committed:
+                self._step(running, member.LauncherGone(time.time_ns(), end["unfit"]))
+        else:
+            self._step(running, member.Exited(end))
+
+    # -- the clock --
+
+    def _measure(self, running: _Running) -> None:
+        if self._measurement is not None:
+            return
+        reference = running.trial.duty["reference"]
+        measurement = self._measurement = _Measurement(reference and reference["bound_ns"])
+        measurement.limit = self._reactor.after(MEASURE_LIMIT, lambda: self._measured(measurement))
+
+        def tracked(output: bytes) -> None:
+            measurement.own = clock.parse_tracking(output.decode("ascii", "replace"))
+            measurement.own_known = True
+            self._maybe_measured(measurement)
+
+        self._reactor.command(clock.CHRONY_COMMAND, tracked)
+        self._ping()
+
+    def _ping(self) -> None:
+        self._link.send("ping", sent_ns=time.time_ns())
+
+    def _on_pong(self, message: wire.Message) -> None:
+        back_ns = time.time_ns()
+        measurement = self._measurement
+        if measurement is None:
+            return
+        measurement.estimate.add(message["sent_ns"], message["came_ns"], message["went_ns"], back_ns)
+        if measurement.estimate.samples < clock.SAMPLES:
+            self._ping()
+        self._maybe_measured(measurement)
+
+    def _maybe_measured(self, measurement: _Measurement) -> None:
+        if measurement.own_known and measurement.estimate.samples >= clock.SAMPLES:
+            self._measured(measurement)
+
+    def _measured(self, measurement: _Measurement) -> None:
+        if self._measurement is not measurement:
+            return
+        found = clock.choose(measurement.own, measurement.reference_ns, measurement.estimate.clock)
+        if measurement.limit is not None:
+            measurement.limit.cancel()
+        if found is None:
+            # No answer from the rendezvous yet, and no clock of our own to trust: go on trying.
+            measurement.limit = self._reactor.after(MEASURE_LIMIT, lambda: self._measured(measurement))
+            self._ping()
+            return
+        self._measurement = None
+        for running in list(self._trials.values()):
+            if running.trial.clock is None and not running.trial.over:
+                running.measured_at = time.monotonic()
+                self._step(running, member.Measured(found.to_json(), time.time_ns()))
+
+    def _start(self, running: _Running, message: wire.Message) -> None:
+        trial = running.trial
+        here = latest = 0
+        if trial.clock is not None:
+            known = clock.Clock(**trial.clock)
+            here, latest = known.to_local(message["start_ns"]), known.to_local(message["latest_ns"])
+            if not trial.committed:
+                age = time.monotonic() - running.measured_at
+                trial.clock = known._replace(bound_ns=known.bound_ns + int(age * DRIFT * 1e9)).to_json()
+        self._step(running, member.StartSaid(here, latest, time.time_ns()))
+
+    # -- delivery --
+
+    def _collect(self, running: _Running) -> None:
+        trial, config = running.trial, self._config
+        meta = {
+            "format": "startline-meta/1",
+            "member": config.member,
+            "epoch": trial.epoch.to_json(),
+            "rank": trial.duty["rank"],
+            "command": trial.duty["command"],
+            "clock": trial.clock,
+            "armed_ns": trial.armed_ns,
+            "start_ns": trial.fired.get("start_ns"),
+            "noticed_ns": trial.fired.get("noticed_ns"),
+            "fired_ns": trial.fired.get("fired_ns"),
+            "exit": trial.exit,
+        }
+
+        def done(files: t.Any) -> None:
+            if files is None:
+                self._later(running, "the files could not be collected")
+            self._step(running, member.Collected(files))
+
+        def work() -> t.List[delivery.File]:
+            facts = delivery.host_facts(config.runtime_directory, config.imds)
+            return delivery.collect(running.spool, trial.duty["collect"], dict(meta, host=facts))
+
+        self._reactor.work(work, done)
+
+    def _ask(self, running: _Running) -> None:
+        """Ask for grants. Repeats itself until they come, since a question may be lost with its connection."""
+        now = time.monotonic()
+        if now - running.asked_at < RETRY_FIRST:
+            return
+        running.asked_at = now
+        self._link.send("ask", epoch=running.trial.epoch, files=running.trial.files)
+
+    def _upload(self, running: _Running, grants: t.List[t.Dict[str, t.Any]]) -> None:
+        files = running.trial.files or []
+
+        def done(result: t.Any) -> None:
+            failed = "the upload was interrupted" if result is None else result["failed"]
+            if failed is not None:
+                running.asked_at = 0.0
+                self._later(running, failed)
+            self._step(running, member.Uploaded(failed))
+
+        self._reactor.work(lambda: delivery.upload(running.spool, files, grants), done)
+
+    def _later(self, running: _Running, why: str) -> None:
+        """Go on with a delivery after a pause."""
+        log("delivery delayed", epoch=running.trial.epoch, reason=why, again_in=f"{running.pause:.0f}s")
+        running.retry = self._reactor.after(running.pause, lambda: self._do(running, running.trial.retry()))
+        running.pause = min(RETRY_MOST, running.pause * 2)
+
+    # -- events to actions --
+
+    def _step(self, running: _Running, event: member.Event) -> None:
+        before = running.trial.state, running.trial.failed
+        self._do(running, running.trial.step(event))
+        after = running.trial.state, running.trial.failed
+        if after != before:
+            log("trial", epoch=running.trial.epoch, state=after[0], **({"failed": after[1]} if after[1] else {}))
+        if running.trial.over and self._waiting is not None:
+            waiting, self._waiting = self._waiting, None
+            self._prepare(waiting)
+
+    def _do(self, running: _Running, actions: t.Iterable[member.Action]) -> None:
+        trial = running.trial
+        for action in actions:
+            if isinstance(action, member.Save):
+                os.makedirs(running.spool, 0o711, exist_ok=True)
+                launcher.write_record(running.spool, "record.json", trial.to_json())
+            elif isinstance(action, member.Say):
+                self._link.send("report", **trial.report())
+            elif isinstance(action, member.Arm):
+                self._arm(running)
+            elif isinstance(action, member.Measure):
+                self._measure(running)
+            elif isinstance(action, member.Fire):
+                if running.handle is not None:
+                    with contextlib.suppress(BrokenPipeError):  # its end is reported by its exit
+                        launcher.fire(running.handle, action.start_ns)
+                    running.handle = None
+            elif isinstance(action, member.Release):
+                if running.handle is not None:
+                    launcher.release(running.handle)
+                    running.handle = None
+                _remove(os.path.join(running.spool, "work"))
+            elif isinstance(action, member.Kill):
+                launcher.stop(running.spool)
+            elif isinstance(action, member.Collect):
+                self._collect(running)
+            elif isinstance(action, member.Ask):
+                self._ask(running)
+            elif isinstance(action, member.Upload):
+                self._upload(running, action.grants)
+            elif isinstance(action, member.Discard):
+                _remove(running.spool, but="record.json")
+
+
+def _plain(error: Exception) -> str:
+    """What went wrong while a trial was prepared, in words."""
+    if isinstance(error, OSError):
+        return "cannot prepare: {}{}".format(error.strerror, f": {error.filename}" if error.filename else "")
+    return f"cannot prepare: {error.args[0] if error.args else error}"
+
+
+def _groups(account: pwd.struct_passwd) -> t.List[int]:
+    return sorted({account.pw_gid, *(group.gr_gid for group in grp.getgrall() if account.pw_name in group.gr_mem)})
+
+
+def _make_directory(spool: str, duty: t.Mapping[str, t.Any]) -> None:
+    """A clean working directory with the trial's files and links, owned by the user that the command runs as."""
+    account = pwd.getpwnam(duty["user"]) if duty["user"] else None
+    _remove(spool)
+    work = os.path.join(spool, "work")
+    os.makedirs(work, 0o755)
+    made = [work]
+    for path, text in duty["files"].items():
+        made += _make_parents(work, path)
+        with open(os.path.join(work, path), "w", encoding="utf-8", newline="") as stream:
+            stream.write(text)
+        made.append(stream.name)
+    for path, target in duty["links"].items():
+        if not os.path.exists(target):
+            raise FileNotFoundError(2, f"the link {path} would lead nowhere", target)
+        made += _make_parents(work, path)
+        os.symlink(target, os.path.join(work, path))
+    if account is not None:
+        for path in made:
+            os.chown(path, account.pw_uid, account.pw_gid, follow_symlinks=False)
+
+
+def _make_parents(work: str, path: str) -> t.List[str]:
+    """The directories between `work` and the file at `path`; those that were made."""
+    made, here = [], work
+    for part in path.split("/")[:-1]:
+        here = os.path.join(here, part)
+        with contextlib.suppress(FileExistsError):
+            os.mkdir(here, 0o755)
+            made.append(here)
+    return made
+
+
+def _remove(directory: str, but: str = "") -> None:
+    """Remove what is below `directory`, following no link, and the directory itself unless something is to stay."""
+    for root, directories, names in os.walk(directory, topdown=False):
+        for name in names:
+            if root != directory or name != but:
+                _try(os.unlink, os.path.join(root, name))
+        for name in directories:
+            path = os.path.join(root, name)
+            _try(os.unlink if os.path.islink(path) else os.rmdir, path)
+    if not but:
+        _try(os.rmdir, directory)
+
+
+def _try(remove: t.Callable[[str], None], path: str) -> None:
+    """Remove one thing. What cannot be removed is said and left: it is no reason to stop."""
+    try:
+        remove(path)
+    except FileNotFoundError:
+        pass
+    except OSError as error:
+        log("cannot remove", path=path, error=error.strerror)

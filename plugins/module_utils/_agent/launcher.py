@@ -1,0 +1,503 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Starts one command at an absolute instant and sees it to its end.
+
+PRIVATE to the collection. Two processes, both forked long before T:
+
+* the *child* has everything ready, reads T from a pipe, sleeps to it on CLOCK_REALTIME, notes the time, and execs the
+  shell;
+* the *supervisor* above it lives in a session of its own and outlives the agent. It collects orphans
+  (PR_SET_CHILD_SUBREAPER), ends the whole tree when time is over, when the command has ended but left something
+  running, or on SIGTERM, and writes what happened into the spool, each file whole or not at all.
+
+How the agent, or the next agent, follows it, without polling and without being its parent:
+
+    go      pipe, the agent writes T once; closed without T, nothing is ever started
+    lock    held (flock) by the supervisor as long as it lives; it holds its process id
+    events  FIFO kept open by the supervisor: a byte or the end of it means: read the spool again
+    fired.json, exit.json
+
+Nothing is started twice: a supervisor starts one child, a child reads one T.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import errno
+import fcntl
+import json
+import os
+import signal
+import struct
+import sys
+import time
+import typing as t
+
+from .wire import STOP_GRACE
+
+#: The supervisor does nothing for so long after T: on a small machine its wake-up would delay other hosts' commands.
+QUIET = 0.1
+#: Seconds that the kill of a tree is repeated before what is left is reported.
+KILL_LIMIT = 10.0
+#: Bytes of stderr that a failed command may tell the controller at once.
+DETAIL = 300
+
+_PR_SET_PDEATHSIG, _PR_SET_TIMERSLACK, _PR_SET_CHILD_SUBREAPER = 1, 29, 36
+_TIMER_ABSTIME = 1
+
+# What the child tells the supervisor, ns of CLOCK_REALTIME: T is known; the command is started; or _WRONG and a text.
+_KNOWN = struct.Struct("!cqq")  # b"T", T, when it was read
+_FIRED = struct.Struct("!cq")  # b"F", when the command was started
+_WRONG = b"!"
+
+
+class _Timespec(ctypes.Structure):
+    _fields_ = (("seconds", ctypes.c_long), ("nanoseconds", ctypes.c_long))
+
+
+class Program(t.NamedTuple):
+    """What is to be run. User and groups are None to stay who we are."""
+
+    command: str
+    directory: str
+    environment: t.Dict[str, str]
+    timeout: float
+    uid: t.Optional[int] = None
+    gid: t.Optional[int] = None
+    groups: t.Sequence[int] = ()
+
+
+class Handle(t.NamedTuple):
+    """A launcher that this agent has forked: the supervisor's process id, and the pipe that T goes into."""
+
+    pid: int
+    go: int
+
+
+def arm(spool: str, program: Program) -> Handle:
+    """Fork a launcher for `program` whose spool is the directory `spool`. Its first event says that it is ready."""
+    # A new FIFO: the end of an earlier launcher is not to be taken for the end of this one.
+    events = os.path.join(spool, "events")
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(events)
+    os.mkfifo(events, 0o600)
+    go_read, go_write = os.pipe()
+    pid = os.fork()
+    if pid:
+        os.close(go_read)
+        return Handle(pid, go_write)
+    status = 1
+    try:
+        _supervise(spool, program, go_read)
+        status = 0
+    except BaseException as error:  # a forked copy of the agent must never return into the agent's code
+        print(f"launcher of {spool}: {error!r}", file=sys.stderr, flush=True)
+    finally:
+        os._exit(status)
+
+
+def fire(handle: Handle, start_ns: int) -> None:
+    """Give T (ns, this host's CLOCK_REALTIME) to a launcher. From here on it needs nobody."""
+    os.write(handle.go, struct.pack("!q", start_ns))
+    os.close(handle.go)
+
+
+def release(handle: Handle) -> None:
+    """Let a launcher go without T: it ends and has started nothing."""
+    os.close(handle.go)
+
+
+def follow(spool: str) -> int:
+    """The reading end of the events of the launcher in `spool`."""
+    return os.open(os.path.join(spool, "events"), os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+
+
+def supervisor_of(spool: str) -> t.Optional[int]:
+    """The process id of the supervisor if it lives."""
+    try:
+        lock = os.open(os.path.join(spool, "lock"), os.O_RDWR | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return None
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        written = os.read(lock, 20).strip()
+        return int(written) if written.isdigit() else None
+    finally:
+        os.close(lock)
+    return None
+
+
+def stop(spool: str) -> bool:
+    """Ask the supervisor, if it lives, to end the tree of its command: TERM, grace, KILL. Says whether it lived."""
+    pid = supervisor_of(spool)
+    if pid is None:
+        return False
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(pid, signal.SIGTERM)
+    return True
+
+
+def read_record(spool: str, name: str) -> t.Optional[t.Dict[str, t.Any]]:
+    """A JSON object of the spool, or None when it was not written."""
+    try:
+        with open(os.path.join(spool, name), "rb") as stream:
+            found: t.Dict[str, t.Any] = json.loads(stream.read().decode("utf-8"))
+    except FileNotFoundError:
+        return None
+    return found
+
+
+def write_record(spool: str, name: str, record: t.Mapping[str, t.Any]) -> None:
+    """Write a JSON object of the spool, whole or not at all, and on the disk before this returns."""
+    path = os.path.join(spool, name)
+    with open(path + ".new", "wb") as stream:
+        stream.write(json.dumps(record).encode("ascii"))
+        stream.flush()
+        os.fsync(stream.fileno())
+    os.rename(path + ".new", path)
+
+
+# ---- in the forked processes -----------------------------------------------------------------------------------------
+
+
+def close_all_but(keep: t.Iterable[int]) -> None:
+    """Close every file descriptor of this process but `keep` and the standard three."""
+    last = 2
+    for descriptor in sorted(set(keep)):
+        os.closerange(last + 1, descriptor)
+        last = max(last, descriptor)
+    os.closerange(last + 1, os.sysconf("SC_OPEN_MAX") if os.sysconf("SC_OPEN_MAX") < 65536 else 65536)
+
+
+def sleep_until(start_ns: int) -> None:
+    """Sleep until CLOCK_REALTIME reads `start_ns`, also when the clock is stepped meanwhile."""
+    spec = _Timespec(start_ns // 10**9, start_ns % 10**9)
+    while True:
+        try:
+            failed = _LIBC.clock_nanosleep(time.CLOCK_REALTIME, _TIMER_ABSTIME, ctypes.byref(spec), None)
+        except AttributeError:  # a C library without it
+            left = start_ns - time.clock_gettime_ns(time.CLOCK_REALTIME)
+            if left <= 0:
+                return
+            time.sleep(min(left / 1e9, 1.0))  # short, so that a step of the clock is noticed
+            continue
+        if failed != errno.EINTR:
+            return
+
+
+_LIBC = ctypes.CDLL(None, use_errno=True)
+
+
+def _prctl(option: int, value: int) -> None:
+    with contextlib.suppress(AttributeError):
+        _LIBC.prctl(option, ctypes.c_ulong(value), 0, 0, 0)
+
+
+def _supervise(spool: str, program: Program, go: int) -> None:
+    """The life of the supervisor."""
+    os.setsid()
+    signal.set_wakeup_fd(-1)
+    # Blocked before anything is forked: they are taken by sigtimedwait, one by one, and none is lost.
+    watched = {signal.SIGCHLD, signal.SIGTERM}
+    signal.pthread_sigmask(signal.SIG_SETMASK, watched)
+    for number in (signal.SIGCHLD, signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, signal.SIG_DFL)
+    lock = os.open(os.path.join(spool, "lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    close_all_but([go, lock])
+    fcntl.flock(lock, fcntl.LOCK_EX)  # a launcher before us, released or orphaned without T, is about to end
+    os.ftruncate(lock, 0)
+    os.pwrite(lock, str(os.getpid()).encode("ascii"), 0)
+    # Read and write: opening never blocks, and writing never raises, whether or not an agent listens.
+    events = os.open(os.path.join(spool, "events"), os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
+    _prctl(_PR_SET_CHILD_SUBREAPER, 1)
+    told, tell = os.pipe()
+    child = os.fork()
+    if not child:
+        _be_child(spool, program, go, tell, events)
+    os.close(go)
+    os.close(tell)
+    group = _Cgroup.create(f"trial-{os.getpid()}", child)
+    try:
+        _watch(spool, program, child, told, events, group)
+    finally:
+        group.remove()
+
+
+def _be_child(spool: str, program: Program, go: int, tell: int, events: int) -> t.NoReturn:
+    """The life of the child until it is the command. Whatever fails is told through `tell`, which exec closes."""
+    try:
+        os.setsid()
+        flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC
+        null = os.open("/dev/null", os.O_RDONLY)
+        out = os.open(os.path.join(spool, "stdout"), flags, 0o644)
+        err = os.open(os.path.join(spool, "stderr"), flags, 0o644)
+        for source, target in ((null, 0), (out, 1), (err, 2)):
+            os.dup2(source, target)
+            os.close(source)
+        with contextlib.suppress(OSError):
+            # The agent may be protected from the kernel's memory shortage; a command is not.
+            with open("/proc/self/oom_score_adj", "w", encoding="ascii") as stream:
+                stream.write("0")
+        if program.gid is not None:
+            os.setgroups(list(program.groups))
+            os.setgid(program.gid)
+        if program.uid is not None:
+            os.setuid(program.uid)
+        _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)  # after setuid, which resets it
+        os.chdir(program.directory)
+        arguments = ["/bin/sh", "-c", program.command]
+        # Linux wakes a sleeper up to 50 us late on purpose, to save power. Not this one.
+        _prctl(_PR_SET_TIMERSLACK, 1)
+        sleep_until(1)  # loads and warms what T will need
+        os.write(events, b"r")
+        packed = os.read(go, 8)
+        if len(packed) < 8:
+            os._exit(0)
+        noticed_ns = time.clock_gettime_ns(time.CLOCK_REALTIME)
+        start_ns = struct.unpack("!q", packed)[0]
+        os.write(tell, _KNOWN.pack(b"T", start_ns, noticed_ns))
+        for number in (signal.SIGCHLD, signal.SIGTERM, signal.SIGPIPE, signal.SIGXFSZ):
+            signal.signal(number, signal.SIG_DFL)
+        signal.pthread_sigmask(signal.SIG_SETMASK, ())
+        sleep_until(start_ns)
+        fired_ns = time.clock_gettime_ns(time.CLOCK_REALTIME)
+        os.write(tell, _FIRED.pack(b"F", fired_ns))
+        _prctl(_PR_SET_TIMERSLACK, 0)
+        os.execve(arguments[0], arguments, program.environment)
+    except BaseException as error:
+        with contextlib.suppress(OSError):
+            os.write(tell, _WRONG + str(error).encode("utf-8", "replace")[:1000])
+    finally:
+        os._exit(127)
+
+
+def _watch(spool: str, program: Program, child: int, told: int, events: int, group: _Cgroup) -> None:
+    """From T to the end of everything that the command has started."""
+    known = os.read(told, _KNOWN.size)
+    if len(known) < _KNOWN.size or known[:1] == _WRONG:
+        # Released without T, or the child could not get ready.
+        if known:
+            why = (known + os.read(told, 2000))[1:].decode("utf-8", "replace")
+            write_record(spool, "exit.json", {"unfit": f"cannot make the command ready: {why}"})
+        _end_tree(group, 0.0)
+        return
+    _tag, start_ns, noticed_ns = _KNOWN.unpack(known)
+    stopped = _wait_until(start_ns + int(QUIET * 1e9), child)
+    told_all = b""
+    while True:  # ended by the child's exec, or its exit
+        more = os.read(told, 2000)
+        if not more:
+            break
+        told_all += more
+    if len(told_all) != _FIRED.size or told_all[:1] != b"F":
+        why = told_all.rpartition(_WRONG)[2].decode("utf-8", "replace") or "stopped before T"
+        write_record(spool, "exit.json", {"unfit": f"cannot start the command: {why}"})
+        _end_tree(group, 0.0)
+        return
+    fired_ns = _FIRED.unpack(told_all)[1]
+    # Both clocks, read together: their distance tells later whether the clock was stepped under the command.
+    base_ns = _wall_over_monotonic()
+    # SIGCHLD may be taken already: look before anything slow, for the end's time is when it is seen.
+    seen = _ended(child)
+    write_record(spool, "fired.json", {"start_ns": start_ns, "noticed_ns": noticed_ns, "fired_ns": fired_ns})
+    os.write(events, b"f")
+    started = (fired_ns - base_ns) / 1e9
+    status, ended, timed_out, stopped = _wait_for(child, started + program.timeout, stopped, group)
+    ended = seen or ended
+    stepped_ns = _wall_over_monotonic() - base_ns
+    leftovers = _end_tree(group, STOP_GRACE)
+    code = os.WEXITSTATUS(status) if os.WIFEXITED(status) else None
+    number = os.WTERMSIG(status) if os.WIFSIGNALED(status) else None
+    write_record(
+        spool,
+        "exit.json",
+        {
+            "code": code,
+            "signal": number,
+            "timed_out": timed_out,
+            "stopped": stopped,
+            "at_ns": int(ended * 1e9) + base_ns,
+            "duration_ns": max(0, int((ended - started) * 1e9)),
+            "leftovers": 0 if timed_out or stopped else leftovers,
+            "stepped_ns": stepped_ns,
+            "detail": _last_words(spool) if code or number else None,
+        },
+    )
+
+
+def _wall_over_monotonic() -> int:
+    """CLOCK_REALTIME less CLOCK_MONOTONIC (ns): changes when the clock is stepped, or slewed."""
+    return time.clock_gettime_ns(time.CLOCK_REALTIME) - time.monotonic_ns()
+
+
+def _ended(child: int) -> t.Optional[float]:
+    """Now (monotonic) if `child` has ended, which it is left to be collected for."""
+    return time.monotonic() if os.waitid(os.P_PID, child, os.WEXITED | os.WNOWAIT | os.WNOHANG) else None
+
+
+def _wait_until(wall_ns: int, child: int) -> bool:
+    """Wait until `wall_ns` on CLOCK_REALTIME, or the child's end. True if SIGTERM came; then a child that was not yet the
+    command has been killed."""
+    while True:
+        left = (wall_ns - time.clock_gettime_ns(time.CLOCK_REALTIME)) / 1e9
+        if left <= 0:
+            return False
+        caught = signal.sigtimedwait({signal.SIGTERM, signal.SIGCHLD}, min(left, 1.0))
+        if caught is not None and caught.si_signo == signal.SIGCHLD:
+            return False
+        if caught is not None:
+            if wall_ns - time.clock_gettime_ns(time.CLOCK_REALTIME) > QUIET * 1e9:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(child, signal.SIGKILL)
+            return True
+
+
+def _wait_for(child: int, until: float, stopped: bool, group: _Cgroup) -> t.Tuple[int, float, bool, bool]:
+    """Wait for `child`, ending it and its tree at `until` (monotonic) or on SIGTERM: status, when, timed out,
+    stopped."""
+    timed_out = False
+    kill_at: t.Optional[float] = None
+    if stopped:
+        _signal_tree(signal.SIGTERM, group)
+        kill_at = time.monotonic() + STOP_GRACE
+    while True:
+        while True:
+            pid, status = os.waitpid(-1, os.WNOHANG)
+            if pid == child:
+                return status, time.monotonic(), timed_out, stopped
+            if not pid:
+                break
+        now = time.monotonic()
+        if kill_at is not None and now >= kill_at:
+            _signal_tree(signal.SIGKILL, group)
+            kill_at = now + 0.1
+        elif kill_at is None and now >= until:
+            timed_out = True
+            _signal_tree(signal.SIGTERM, group)
+            kill_at = now + STOP_GRACE
+        wake = kill_at if kill_at is not None else until
+        caught = signal.sigtimedwait({signal.SIGCHLD, signal.SIGTERM}, max(0.0, min(wake - now, 3600.0)))
+        if caught is not None and caught.si_signo == signal.SIGTERM and kill_at is None:
+            stopped = True
+            _signal_tree(signal.SIGTERM, group)
+            kill_at = time.monotonic() + STOP_GRACE
+
+
+def _end_tree(group: _Cgroup, grace: float) -> int:
+    """End whatever is below this process: TERM, `grace` seconds, KILL. Says how many processes there were."""
+    if _reaped_all() and not group.processes():
+        return 0  # orphans come to a subreaper: having no child proves that there is none
+    found = len(_tree(group))
+    _signal_tree(signal.SIGTERM if grace else signal.SIGKILL, group)
+    kill_at = time.monotonic() + grace
+    give_up = kill_at + KILL_LIMIT
+    while not (_reaped_all() and not group.processes()) and time.monotonic() < give_up:
+        if time.monotonic() >= kill_at:
+            _signal_tree(signal.SIGKILL, group)
+        # The end of a child wakes this at once. The pause is for a process that the last signal came too early for.
+        signal.sigtimedwait({signal.SIGCHLD}, 0.05)
+    return found
+
+
+def _reaped_all() -> bool:
+    """Collect children that have ended; whether none is left."""
+    try:
+        while os.waitpid(-1, os.WNOHANG)[0]:
+            pass
+    except ChildProcessError:
+        return True
+    return False
+
+
+def _signal_tree(number: int, group: _Cgroup) -> None:
+    """Send a signal to every process below this one."""
+    if number == signal.SIGKILL and group.kill():
+        return
+    for pid in _tree(group):
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, number)
+
+
+def _tree(group: _Cgroup) -> t.Set[int]:
+    """Processes below this one: all descendants, for orphans come back to a subreaper, and what is in the cgroup."""
+    children: t.Dict[int, t.List[int]] = {}
+    for entry in os.listdir("/proc"):
+        if entry.isdigit():
+            with contextlib.suppress(OSError, ValueError, IndexError):
+                with open(f"/proc/{entry}/stat", "rb") as stream:
+                    # The name may contain anything but ends at the last parenthesis: state and parent follow it.
+                    state, parent = stream.read().rpartition(b")")[2].split()[:2]
+                if state not in (b"Z", b"X"):
+                    children.setdefault(int(parent), []).append(int(entry))
+    found = set(group.processes())
+    todo = [os.getpid()]
+    while todo:
+        below = children.get(todo.pop(), [])
+        found.update(below)
+        todo += below
+    return found - {os.getpid()}
+
+
+def _last_words(spool: str) -> t.Optional[str]:
+    """The last line that a failed command wrote to stderr."""
+    with contextlib.suppress(OSError):
+        with open(os.path.join(spool, "stderr"), "rb") as stream:
+            stream.seek(max(0, os.fstat(stream.fileno()).st_size - 4 * DETAIL))
+            lines = stream.read().decode("utf-8", "replace").replace("\0", "").strip().splitlines()
+            return lines[-1][-DETAIL:] if lines else None
+    return None
+
+
+class _Cgroup:
+    """A cgroup for one trial's tree below our own, where the service manager has delegated that (Delegate=yes)."""
+
+    def __init__(self, path: t.Optional[str]) -> None:
+        self._path = path
+
+    @classmethod
+    def create(cls, name: str, child: int) -> _Cgroup:
+        """Make one and put `child` into it, before it has children; or do without."""
+        try:
+            with open("/proc/self/cgroup", encoding="ascii") as stream:
+                own = next(line.strip()[3:] for line in stream if line.startswith("0::"))
+            # Below a unit of ours only: any other cgroup is somebody else's.
+            if "/startline-agent.service" not in own:
+                return cls(None)
+            path = "/sys/fs/cgroup" + own.partition("/trial-")[0] + "/" + name
+            os.mkdir(path)
+        except (OSError, StopIteration):
+            return cls(None)
+        group = cls(path)
+        try:
+            with open(path + "/cgroup.procs", "w", encoding="ascii") as stream:
+                stream.write(str(child))
+        except OSError:
+            group.remove()
+            return cls(None)
+        return group
+
+    def processes(self) -> t.List[int]:
+        if self._path is None:
+            return []
+        try:
+            with open(self._path + "/cgroup.procs", encoding="ascii") as stream:
+                return [int(line) for line in stream]
+        except (OSError, ValueError):
+            return []
+
+    def kill(self) -> bool:
+        """SIGKILL to all of it at once (Linux 5.14)."""
+        if self._path is None:
+            return False
+        try:
+            with open(self._path + "/cgroup.kill", "w", encoding="ascii") as stream:
+                stream.write("1")
+        except OSError:
+            return False
+        return True
+
+    def remove(self) -> None:
+        if self._path is not None:
+            with contextlib.suppress(OSError):
+                os.rmdir(self._path)

@@ -1,0 +1,402 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""One trial as one host sees it: a state machine without I/O, the counterpart of `barrier`.
+
+PRIVATE to the collection. Events go in, actions come out. What it knows is a plain record that survives the agent: a
+restarted agent goes on from it. The rule that no host fires twice is kept here: `Fire` comes once, after the record
+that says so has been saved, and a restarted agent that finds it so never starts the command again.
+"""
+
+from __future__ import annotations
+
+import typing as t
+
+from .wire import STATES, Epoch
+
+# ---- events ----------------------------------------------------------------------------------------------------------
+
+
+class Prepared(t.NamedTuple):
+    """The working directory is there; `failed` says why not."""
+
+    failed: t.Optional[str] = None
+
+
+class Measured(t.NamedTuple):
+    """How well the time is known (`clock.Clock` as JSON), at `now_ns` on this host's clock."""
+
+    clock: t.Dict[str, t.Any]
+    now_ns: int
+
+
+class Ready(t.NamedTuple):
+    """The launcher waits for T, since `now_ns`."""
+
+    now_ns: int
+
+
+class StartSaid(t.NamedTuple):
+    """The rendezvous says T (its own clock). `here_ns` and `latest_here_ns` are T and the last moment on this host's
+    clock."""
+
+    here_ns: int
+    latest_here_ns: int
+    now_ns: int
+
+
+class Fired(t.NamedTuple):
+    """The command was started; ns on this host's clock."""
+
+    start_ns: int
+    noticed_ns: int
+    fired_ns: int
+
+
+class Exited(t.NamedTuple):
+    """The command and all that it had started is over. `exit` has the shape of `wire.EXIT`."""
+
+    exit: t.Dict[str, t.Any]
+
+
+class LauncherGone(t.NamedTuple):
+    """The launcher is not there any more and has left no record of an end; `now_ns` is when that was seen."""
+
+    now_ns: int
+    why: t.Optional[str] = None
+
+
+class Collected(t.NamedTuple):
+    """The files of the evidence, with size and checksum; None when that has failed and is to be tried again."""
+
+    files: t.Optional[t.List[t.Dict[str, t.Any]]]
+
+
+class Granted(t.NamedTuple):
+    """The rendezvous has signed requests for the files."""
+
+    grants: t.List[t.Dict[str, t.Any]]
+
+
+class Uploaded(t.NamedTuple):
+    """Every file is confirmed; `failed` says why not, and that it is to be tried again."""
+
+    failed: t.Optional[str] = None
+
+
+class AbortSaid(t.NamedTuple):
+    """The rendezvous wants the trial to end here."""
+
+    reason: str
+
+
+class SettledSaid(t.NamedTuple):
+    """Nothing more is wanted."""
+
+
+class LinkUp(t.NamedTuple):
+    """The rendezvous can be reached (again)."""
+
+
+class Superseded(t.NamedTuple):
+    """The rendezvous has asked for another trial."""
+
+
+class OutOfPatience(t.NamedTuple):
+    """Nothing was heard for longer than the rendezvous had said."""
+
+
+Event = t.Union[
+    Prepared,
+    Measured,
+    Ready,
+    StartSaid,
+    Fired,
+    Exited,
+    LauncherGone,
+    Collected,
+    Granted,
+    Uploaded,
+    AbortSaid,
+    SettledSaid,
+    LinkUp,
+    Superseded,
+    OutOfPatience,
+]
+
+# ---- actions ---------------------------------------------------------------------------------------------------------
+
+
+class Save(t.NamedTuple):
+    """Write the record to the disk before anything else is done."""
+
+
+class Say(t.NamedTuple):
+    """Send a report, if there is a link."""
+
+
+class Measure(t.NamedTuple):
+    """Measure the clock."""
+
+
+class Arm(t.NamedTuple):
+    """Fork the launcher."""
+
+
+class Fire(t.NamedTuple):
+    """Give the launcher T (ns, this host's clock)."""
+
+    start_ns: int
+
+
+class Release(t.NamedTuple):
+    """Let the launcher go without T, and remove what was prepared."""
+
+
+class Kill(t.NamedTuple):
+    """Have the launcher end the command's tree."""
+
+
+class Collect(t.NamedTuple):
+    """Find and check-sum the evidence."""
+
+
+class Ask(t.NamedTuple):
+    """Ask for leave to upload."""
+
+
+class Upload(t.NamedTuple):
+    """Upload the files."""
+
+    grants: t.List[t.Dict[str, t.Any]]
+
+
+class Discard(t.NamedTuple):
+    """Remove the trial's files; the record stays, so that the epoch is never run again."""
+
+
+Action = t.Union[Save, Say, Measure, Arm, Fire, Release, Kill, Collect, Ask, Upload, Discard]
+
+_ORDER = {state: position for position, state in enumerate(STATES)}
+
+
+class Trial:
+    """What this host knows and does of one trial."""
+
+    def __init__(self, epoch: Epoch, duty: t.Dict[str, t.Any]) -> None:
+        self.epoch = epoch
+        self.duty = duty
+        self.state = "connected"
+        self.failed: t.Optional[str] = None
+        self.clock: t.Optional[t.Dict[str, t.Any]] = None
+        self.armed_ns: t.Optional[int] = None
+        self.committed = False  # T was accepted: from here on only the launcher decides
+        self.fired: t.Dict[str, int] = {}
+        self.exit: t.Optional[t.Dict[str, t.Any]] = None
+        self.files: t.Optional[t.List[t.Dict[str, t.Any]]] = None
+        self.settled = False
+        self._ready = False
+        self._busy = False  # collecting or uploading
+
+    # -- the record --
+
+    def to_json(self) -> t.Dict[str, t.Any]:
+        return {
+            "epoch": self.epoch.to_json(),
+            "duty": self.duty,
+            "state": self.state,
+            "failed": self.failed,
+            "clock": self.clock,
+            "armed_ns": self.armed_ns,
+            "committed": self.committed,
+            "fired": self.fired,
+            "exit": self.exit,
+            "files": self.files,
+            "settled": self.settled,
+        }
+
+    @classmethod
+    def from_json(cls, record: t.Mapping[str, t.Any]) -> Trial:
+        """The trial as an agent before this one has left it."""
+        trial = cls(Epoch(**record["epoch"]), record["duty"])
+        for name in ("state", "failed", "clock", "armed_ns", "committed", "fired", "exit", "files", "settled"):
+            setattr(trial, name, record[name])
+        return trial
+
+    def report(self) -> t.Dict[str, t.Any]:
+        """The fields of a report."""
+        return {
+            "epoch": self.epoch,
+            "state": self.state,
+            "failed": self.failed,
+            "clock": self.clock,
+            "armed_ns": self.armed_ns,
+            "start_ns": self.fired.get("start_ns"),
+            "noticed_ns": self.fired.get("noticed_ns"),
+            "fired_ns": self.fired.get("fired_ns"),
+            "exit": self.exit,
+            "files": self.files,
+        }
+
+    def reached(self, state: str) -> bool:
+        return _ORDER[self.state] >= _ORDER[state]
+
+    @property
+    def over(self) -> bool:
+        """Nothing of the command runs, and none will."""
+        return self.failed is not None or self.reached("exited")
+
+    # -- events --
+
+    def resume(self) -> t.List[Action]:
+        """What a restarted agent does first. A launcher that still lives, or has ended, is reported as an event after
+        this."""
+        if self.settled or self.failed is not None:
+            return []
+        if self.committed and not self.reached("exited"):
+            return []  # the launcher goes on, or its record says how it ended
+        if self.reached("exited"):
+            return self._deliver()
+        # Nothing was started, and the launcher has gone with the agent that held its pipe: make ready anew.
+        self.state, self.armed_ns, self.clock = "prepared", None, None
+        return [Save(), *self._make_ready()]
+
+    def step(self, event: Event) -> t.List[Action]:
+        """Take one event; say what is to be done, in this order."""
+        handler: t.Callable[[t.Any], t.List[Action]] = getattr(self, "_on_" + type(event).__name__)
+        return handler(event)
+
+    def _fail(self, reason: str) -> t.List[Action]:
+        self.failed = reason
+        return [Save(), Say()]
+
+    def _on_Prepared(self, event: Prepared) -> t.List[Action]:
+        if event.failed is not None:
+            return self._fail(event.failed)
+        self.state = "prepared"
+        return [Save(), Say(), *self._make_ready()]
+
+    def _make_ready(self) -> t.List[Action]:
+        self._ready = False
+        return [Arm(), Measure()]
+
+    def _on_Measured(self, event: Measured) -> t.List[Action]:
+        if self.clock is not None or self.over:
+            return []
+        self.clock = event.clock
+        return self._maybe_armed(event.now_ns)
+
+    def _on_Ready(self, event: Ready) -> t.List[Action]:
+        self._ready = True
+        return self._maybe_armed(event.now_ns)
+
+    def _maybe_armed(self, now_ns: int) -> t.List[Action]:
+        if not self._ready or self.clock is None or self.state != "prepared" or self.over:
+            return []
+        self.state, self.armed_ns = "armed", now_ns
+        return [Save(), Say()]
+
+    def _on_StartSaid(self, event: StartSaid) -> t.List[Action]:
+        if self.committed or self.over:
+            return [Say()]
+        if self.state != "armed":
+            return self._fail("was not armed when T was said") + [Release()]
+        if event.now_ns > event.latest_here_ns:
+            late = (event.now_ns - event.here_ns) / 1e9
+            return self._fail(f"T had passed by {late:.3f} s when it was heard") + [Release()]
+        self.committed = True
+        return [Save(), Fire(event.here_ns)]
+
+    def _on_Fired(self, event: Fired) -> t.List[Action]:
+        if self.reached("fired"):
+            return []
+        self.state, self.fired = "fired", dict(event._asdict())
+        return [Save(), Say()]
+
+    def _on_Exited(self, event: Exited) -> t.List[Action]:
+        if self.reached("exited"):
+            return []
+        self.state, self.exit = "exited", event.exit
+        return [Save(), Say(), *self._deliver()]
+
+    def _on_LauncherGone(self, event: LauncherGone) -> t.List[Action]:
+        if self.over:
+            return []
+        if not self.reached("fired"):
+            return self._fail(event.why or "the launcher was killed")
+        # What the command has written is evidence, although nobody knows how it ended.
+        end = {
+            "code": None,
+            "signal": None,
+            "timed_out": False,
+            "stopped": False,
+            "at_ns": event.now_ns,
+            "duration_ns": 0,
+        }
+        return self._on_Exited(
+            Exited({**end, "leftovers": 0, "stepped_ns": 0, "detail": event.why or "its launcher was killed"})
+        )
+
+    def _deliver(self) -> t.List[Action]:
+        """The next step of the delivery, from wherever it stands."""
+        if self.settled or self._busy or not self.reached("exited"):
+            return []
+        if self.files is None:
+            self._busy = True
+            return [Collect()]
+        if self.reached("delivered"):
+            return []
+        if not self.duty["upload"]:
+            # Nowhere to upload to: the files stay on the host, and that is all that was asked for.
+            self.state = "delivered"
+            return [Save(), Say()]
+        return [Ask()]
+
+    def _on_Collected(self, event: Collected) -> t.List[Action]:
+        self._busy = False
+        if event.files is None:
+            return []  # `retry` comes back to it
+        self.files = event.files
+        return [Save(), *self._deliver()]
+
+    def _on_Granted(self, event: Granted) -> t.List[Action]:
+        if self._busy or self.files is None or self.reached("delivered"):
+            return []
+        self._busy = True
+        return [Upload(event.grants)]
+
+    def _on_Uploaded(self, event: Uploaded) -> t.List[Action]:
+        self._busy = False
+        if event.failed is not None:
+            return []  # still spooled; `retry` comes back to it
+        self.state = "delivered"
+        return [Save(), Say()]
+
+    def retry(self) -> t.List[Action]:
+        """Go on, after a pause, with a delivery that did not succeed."""
+        return self._deliver()
+
+    def _on_AbortSaid(self, event: AbortSaid) -> t.List[Action]:
+        if self.over:
+            return []
+        if self.committed:
+            return [Kill()]
+        self.failed = f"released: {event.reason}"
+        return [Release(), Save()]
+
+    def _on_SettledSaid(self, event: SettledSaid) -> t.List[Action]:
+        if self.settled or not self.reached("delivered"):
+            return []
+        self.settled = True
+        return [Save(), Discard()] if self.duty["upload"] else [Save()]
+
+    def _on_LinkUp(self, event: LinkUp) -> t.List[Action]:
+        if self.settled:
+            return []
+        return [Say(), *self._deliver()]
+
+    def _on_Superseded(self, event: Superseded) -> t.List[Action]:
+        return self._on_AbortSaid(AbortSaid("another trial was asked for"))
+
+    def _on_OutOfPatience(self, event: OutOfPatience) -> t.List[Action]:
+        if self.committed or self.over:
+            return []
+        return self._fail("the rendezvous was not heard of in time") + [Release()]

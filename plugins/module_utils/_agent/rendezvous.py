@@ -1,0 +1,590 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The rendezvous: carries out what `barrier.Barrier` decides.
+
+PRIVATE to the collection. One asyncio process on the coordinator host: agents come over mutual TLS, the controller
+through a control socket that only root can open. One trial gathers and runs at a time, the next ones queue; the
+evidence of earlier ones is delivered meanwhile.
+
+Every event of a trial is written to its journal before anybody is told what follows from it; a restarted rendezvous
+replays the journals and goes on. What a journal misses (it is synced only when something is decided) the agents say
+again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import concurrent.futures
+import contextlib
+import functools
+import json
+import os
+import signal
+import ssl
+import time
+import typing as t
+
+from . import barrier, clock, wire
+from .config import Config
+from .evidence import Store
+from .link import keep_alive
+from .log import log
+
+#: Seconds that a connection has for its handshake, and then for its hello.
+HELLO_LIMIT = 10.0
+#: Bytes of a request on the control socket: a trial with all its members.
+REQUEST_LIMIT = 256 * 1024 * 1024
+#: Seconds between tries to store a result.
+STORE_AGAIN = 15.0
+#: How far the own clock may drift (s/s) since it was compared with its reference.
+DRIFT = 50e-6
+
+_EVENTS = {
+    kind.__name__: kind for kind in (barrier.Connected, barrier.Lost, barrier.Reported, barrier.Abort, barrier.Tick)
+}
+
+
+class RequestError(Exception):
+    """A controller's request cannot be met; the text says why."""
+
+
+class _HandshakeLog(ssl.SSLObject):
+    """Says why a handshake failed, which asyncio keeps to itself."""
+
+    def do_handshake(self) -> None:
+        try:
+            super().do_handshake()
+        except (ssl.SSLWantReadError, ssl.SSLWantWriteError):
+            raise
+        except (ssl.SSLError, ssl.CertificateError) as error:
+            log("connection dropped", reason=f"TLS: {error}")
+            raise
+
+
+def server_context(config: Config) -> ssl.SSLContext:
+    """The rendezvous' side of TLS: only certificates of the run's authority."""
+    made = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    made.minimum_version = ssl.TLSVersion.TLSv1_2
+    made.verify_mode = ssl.CERT_REQUIRED
+    made.sslobject_class = _HandshakeLog
+    made.load_verify_locations(cafile=config.ca)
+    made.load_cert_chain(config.rendezvous_certificate or "", config.rendezvous_key)
+    return made
+
+
+class _Peer(asyncio.Protocol):
+    """One connection: nobody until its hello agrees with its certificate."""
+
+    def __init__(self, rendezvous: Rendezvous) -> None:
+        self._rendezvous = rendezvous
+        self._lines = wire.Lines()
+        self._transport: t.Optional[asyncio.Transport] = None
+        self._limit: t.Optional[asyncio.TimerHandle] = None
+        self._address = "?"
+        self.member: t.Optional[str] = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = t.cast(asyncio.Transport, transport)
+        self._address = str((transport.get_extra_info("peername") or ("?",))[0])
+        raw = transport.get_extra_info("socket")
+        with contextlib.suppress(OSError, AttributeError):
+            keep_alive(raw)
+        self._limit = asyncio.get_event_loop().call_later(HELLO_LIMIT, self.drop, "no hello")
+
+    def data_received(self, data: bytes) -> None:
+        came_ns = time.time_ns()
+        try:
+            for line in self._lines.feed(data):
+                self._take(wire.check(wire.decode(line), wire.FROM_MEMBER), came_ns)
+        except wire.WireError as error:
+            self.drop(f"not our protocol: {error}")
+
+    def connection_lost(self, error: t.Optional[BaseException]) -> None:
+        if self._limit is not None:
+            self._limit.cancel()
+        if self.member is not None:
+            self._rendezvous.peer_lost(self, str(error) if error else "closed")
+
+    def _take(self, message: wire.Message, came_ns: int) -> None:
+        kind = message["type"]
+        if kind == "hello":
+            self._hello(message)
+        elif self.member is None:
+            raise wire.WireError(f"{kind} before hello")
+        elif kind == "ping":
+            self.send(wire.encode("pong", sent_ns=message["sent_ns"], came_ns=came_ns, went_ns=time.time_ns()))
+        elif kind == "report":
+            self._rendezvous.reported(self, message)
+        elif kind == "ask":
+            self._rendezvous.asked(self, message)
+
+    def _hello(self, message: wire.Message) -> None:
+        run = self._rendezvous.config.run_id
+        member = message["member"]
+        problem = None
+        if message["version"] != wire.VERSION:
+            problem = f"protocol {wire.VERSION} is spoken here, not {message['version']}"
+        elif message["run"] != run:
+            problem = "this is the rendezvous of {}, not of {}".format(run, message["run"])
+        elif self._transport is None or wire.member_uri(run, member) not in wire.peer_uris(
+            self._transport.get_extra_info("peercert")
+        ):
+            problem = f"the certificate is not that of {member}"
+        if problem is not None:
+            self.send(wire.encode("refuse", epoch=None, reason=problem))
+            self.drop(problem)
+            return
+        if self._limit is not None:
+            self._limit.cancel()
+        self.member = member
+        self.send(wire.encode("welcome", version=wire.VERSION))
+        self._rendezvous.peer_up(self)
+
+    def send(self, line: bytes) -> None:
+        if self._transport is not None and not self._transport.is_closing():
+            self._transport.write(line)
+
+    def drop(self, reason: str) -> None:
+        log("connection dropped", peer=self._address, member=self.member or "-", reason=reason)
+        if self._transport is not None:
+            self._transport.close()
+
+
+class _Trial:
+    """One submission: its barrier once it is its turn, its journal, and who waits for it."""
+
+    def __init__(self, submission: t.Dict[str, t.Any], journal: str) -> None:
+        self.submission = submission
+        self.epoch = wire.Epoch(submission["run_id"], submission["trial_id"], submission["attempt"])
+        self.journal = journal
+        self.file: t.Optional[t.BinaryIO] = None
+        self.barrier: t.Optional[barrier.Barrier] = None
+        self.names = {entry["name"]: entry for entry in submission["members"]}
+        self.ended = asyncio.Event()
+        self.settled = asyncio.Event()
+        self.timer: t.Optional[asyncio.TimerHandle] = None
+        self.storing: t.Optional[asyncio.Task[None]] = None
+
+    def result(self) -> t.Dict[str, t.Any]:
+        if self.barrier is None:
+            return {"format": "startline-trial/1", "epoch": self.epoch.to_json(), "phase": "queued"}
+        return dict(self.barrier.result(), evidence=self.submission["evidence"])
+
+
+class Rendezvous:
+    """All trials of the run and all its agents."""
+
+    def __init__(self, config: Config) -> None:
+        self.config = config
+        self._directory = os.path.join(config.state_directory, "rendezvous", config.run_id)
+        self._peers: t.Dict[str, _Peer] = {}
+        self._trials: t.Dict[wire.Epoch, _Trial] = {}
+        self._steady_base = 0.0
+        self._reference: t.Optional[t.Tuple[float, clock.Clock]] = None
+        self._stores: t.Dict[t.Tuple[t.Any, ...], Store] = {}
+        # One thread: signing is quick, and boto3 need not be thread-safe then.
+        self._store_thread = concurrent.futures.ThreadPoolExecutor(1)
+        self._tasks: t.Set[asyncio.Future[t.Any]] = set()
+
+    # -- life --
+
+    async def serve(self) -> None:
+        """Until SIGTERM."""
+        loop = asyncio.get_event_loop()
+        done = asyncio.Event()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, done.set)
+        os.makedirs(self._directory, 0o700, exist_ok=True)
+        os.makedirs(self.config.runtime_directory, 0o755, exist_ok=True)
+        await self._compare_clock()
+        self._restore()
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(self.config.socket)
+        mask = os.umask(0o177)
+        try:
+            control = await asyncio.start_unix_server(self._control, self.config.socket, limit=REQUEST_LIMIT)
+        finally:
+            os.umask(mask)
+        server = await loop.create_server(
+            lambda: _Peer(self),
+            self.config.listen_address,
+            self.config.rendezvous_port,
+            ssl=server_context(self.config),
+            ssl_handshake_timeout=HELLO_LIMIT,
+            backlog=4096,
+        )
+        log("rendezvous started", run=self.config.run_id, port=self.config.rendezvous_port, pid=os.getpid())
+        self._next_turn()
+        await done.wait()
+        server.close()
+        control.close()
+        log("rendezvous stopped")
+
+    def _now(self) -> barrier.Now:
+        return barrier.Now(self._steady_base + time.monotonic(), time.time_ns())
+
+    def _restore(self) -> None:
+        """Read the journals of a rendezvous before us."""
+        newest = time.time()
+        names = [name for name in os.listdir(self._directory) if name.endswith(".journal")]
+        replayed = [self._replay(os.path.join(self._directory, name)) for name in names]
+        found = [entry for entry in replayed if entry is not None]
+        for _order, last, trial in sorted(found, key=lambda entry: entry[:2]):
+            self._trials[trial.epoch] = trial
+            newest = max(newest, last)
+        # Steady time goes on from the wall clock, but never back behind what the journals have seen.
+        self._steady_base = newest - time.monotonic()
+        for trial in self._trials.values():
+            if trial.barrier is None:
+                continue
+            for member in trial.names:
+                self._event(trial, barrier.Lost(member))  # until they come again
+            self._arrange(trial)
+            if trial.barrier.phase in ("ended", "settled"):
+                trial.ended.set()
+            if trial.barrier.phase == "settled":
+                self._settle(trial)
+            log("restored", epoch=trial.epoch, phase=trial.barrier.phase)
+
+    def _replay(self, path: str) -> t.Optional[t.Tuple[float, float, _Trial]]:
+        """One trial from its journal: when it was submitted, when (steady) its last event was, and the trial."""
+        trial: t.Optional[_Trial] = None
+        submitted = last = 0.0
+        try:
+            with open(path, "rb") as stream:
+                for line in stream:
+                    if not line.endswith(b"\n"):
+                        break  # the last line of a rendezvous that was killed while it wrote
+                    entry = json.loads(line.decode("utf-8"))
+                    if "submission" in entry:
+                        trial = _Trial(entry["submission"], path)
+                        submitted = entry["at"]
+                    elif trial is not None:
+                        now = barrier.Now(*entry["now"])
+                        last = now.steady
+                        if entry["event"] == "Turn":
+                            trial.barrier = barrier.Barrier(trial.submission, now)
+                        elif trial.barrier is not None:
+                            trial.barrier.step(_event_from_json(entry["event"], entry["with"]), now)
+        except (OSError, ValueError, KeyError, TypeError, IndexError) as error:
+            log("journal unreadable", path=path, error=repr(error))
+            return None
+        return (submitted, last, trial) if trial is not None else None
+
+    def _write(self, trial: _Trial, entry: t.Mapping[str, t.Any]) -> None:
+        if trial.file is None:
+            trial.file = open(trial.journal, "ab", buffering=0)  # noqa: SIM115  closed when the trial has settled
+        trial.file.write(wire.dump(entry))
+
+    def _spawn(self, coroutine: t.Coroutine[t.Any, t.Any, None]) -> asyncio.Task[None]:
+        """Run something beside; asyncio itself does not hold on to it."""
+        task = asyncio.ensure_future(coroutine)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
+
+    # -- the own clock --
+
+    async def _compare_clock(self) -> None:
+        """Ask chrony how well this host knows the time."""
+        try:
+            process = await asyncio.create_subprocess_exec(
+                *clock.CHRONY_COMMAND, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.DEVNULL
+            )
+            output, _nothing = await asyncio.wait_for(process.communicate(), 5)
+        except (OSError, asyncio.TimeoutError):
+            output = b""
+        found = clock.parse_tracking(output.decode("ascii", "replace"))
+        self._reference = None if found is None else (time.monotonic(), found)
+
+    def _clock(self) -> t.Optional[t.Dict[str, t.Any]]:
+        if self._reference is None:
+            return None
+        at, found = self._reference
+        age = time.monotonic() - at
+        return found._replace(bound_ns=found.bound_ns + int(age * DRIFT * 1e9)).to_json() if age < 3600 else None
+
+    # -- agents --
+
+    def peer_up(self, peer: _Peer) -> None:
+        member = peer.member or ""
+        before = self._peers.get(member)
+        self._peers[member] = peer
+        if before is not None:
+            before.member = None  # its end is no loss: the member is here
+            before.drop("the member has come again")
+        log("member up", member=member)
+        for trial in list(self._trials.values()):
+            if member in trial.names and trial.barrier is not None:
+                self._event(trial, barrier.Connected(member))
+                self._perform(trial, trial.barrier.greet(member, self._now()))
+
+    def peer_lost(self, peer: _Peer, reason: str) -> None:
+        member = peer.member or ""
+        if self._peers.get(member) is not peer:
+            return
+        del self._peers[member]
+        log("member lost", member=member, reason=reason)
+        for trial in list(self._trials.values()):
+            if member in trial.names and trial.barrier is not None:
+                self._event(trial, barrier.Lost(member))
+
+    def reported(self, peer: _Peer, message: wire.Message) -> None:
+        member, epoch = peer.member or "", message["epoch"]
+        trial = self._trials.get(epoch)
+        if trial is None or trial.barrier is None:
+            peer.send(wire.encode("refuse", epoch=epoch, reason="no such trial here"))
+            log("report refused", member=member, epoch=epoch, reason="no such trial")
+            return
+        self._event(trial, barrier.Reported(member, epoch, message))
+
+    def asked(self, peer: _Peer, message: wire.Message) -> None:
+        """A member wants to upload: exactly its own files, below its own prefix."""
+        member, epoch = peer.member or "", message["epoch"]
+        trial = self._trials.get(epoch)
+        if trial is None or member not in trial.names or trial.submission["evidence"] is None:
+            peer.send(wire.encode("refuse", epoch=epoch, reason="nothing is to be uploaded for this trial"))
+            return
+        self._spawn(self._grant(peer, member, trial, message["files"]))
+
+    async def _grant(self, peer: _Peer, member: str, trial: _Trial, files: t.List[t.Dict[str, t.Any]]) -> None:
+        store = self._store(trial)
+        try:
+            grants = await asyncio.get_event_loop().run_in_executor(
+                self._store_thread, functools.partial(store.grants, trial.epoch, member, files)
+            )
+        except Exception as error:
+            log("cannot sign", member=member, epoch=trial.epoch, error=repr(error))
+            reason = f"the rendezvous cannot sign uploads: {error}"
+            peer.send(wire.encode("refuse", epoch=trial.epoch, reason=reason[:4000]))
+        else:
+            peer.send(wire.encode("grants", epoch=trial.epoch, grants=grants))
+
+    def _store(self, trial: _Trial) -> Store:
+        where = trial.submission["evidence"]
+        key = tuple(sorted(where.items()))
+        if key not in self._stores:
+            self._stores[key] = Store(**where)
+        return self._stores[key]
+
+    # -- the machine --
+
+    def _event(self, trial: _Trial, event: barrier.Event) -> None:
+        """Journal an event, take it, and do what follows."""
+        if trial.barrier is None:
+            return
+        now = self._now()
+        if trial.barrier.phase == "settled" and not isinstance(event, barrier.Reported):
+            return
+        entry = {"now": now, "event": type(event).__name__, "with": _event_to_json(event)}
+        actions = trial.barrier.step(event, now)
+        self._write(trial, entry)
+        if trial.file is not None and any(not isinstance(a, (barrier.Prepare, barrier.Refuse)) for a in actions):
+            os.fdatasync(trial.file.fileno())  # decided: it must be known after a crash before anybody acts on it
+        self._perform(trial, actions)
+        self._arrange(trial)
+
+    def _arrange(self, trial: _Trial) -> None:
+        """Set the alarm for the trial's next deadline."""
+        if trial.timer is not None:
+            trial.timer.cancel()
+            trial.timer = None
+        wake_at = trial.barrier.wake_at if trial.barrier is not None else None
+        if wake_at is not None:
+            pause = max(0.0, wake_at - self._now().steady)
+            trial.timer = asyncio.get_event_loop().call_later(pause, self._event, trial, barrier.Tick())
+
+    def _perform(self, trial: _Trial, actions: t.Iterable[barrier.Action]) -> None:
+        start: t.Optional[bytes] = None
+        for action in actions:
+            if isinstance(action, barrier.Ended):
+                log("trial ended", epoch=trial.epoch, outcome=trial.barrier and trial.barrier.outcome)
+                trial.ended.set()
+                asyncio.get_event_loop().call_soon(self._next_turn)
+            elif isinstance(action, barrier.Settled):
+                self._settle(trial)
+            else:
+                peer = self._peers.get(action.member)
+                if isinstance(action, barrier.Start):
+                    if start is None:
+                        latest = action.start_ns + barrier.LATE_LIMIT_NS
+                        start = wire.encode("start", epoch=trial.epoch, start_ns=action.start_ns, latest_ns=latest)
+                    line = start
+                elif isinstance(action, barrier.Prepare):
+                    line = wire.encode("prepare", epoch=trial.epoch, duty=self._duty(trial, action))
+                elif isinstance(action, barrier.Stop):
+                    line = wire.encode("abort", epoch=trial.epoch, reason=action.reason[:4000])
+                elif isinstance(action, barrier.Settle):
+                    line = wire.encode("settled", epoch=trial.epoch)
+                else:
+                    log("report refused", member=action.member, epoch=trial.epoch, reason=action.reason)
+                    line = wire.encode("refuse", epoch=trial.epoch, reason=action.reason)
+                if peer is not None:
+                    peer.send(line)
+
+    def _duty(self, trial: _Trial, action: barrier.Prepare) -> t.Dict[str, t.Any]:
+        entry, submission = trial.names[action.member], trial.submission
+        return {
+            "rank": entry["rank"],
+            "command": entry["command"],
+            "environment": entry["environment"],
+            "files": submission["files"],
+            "links": dict(submission["links"], **(entry["links"] or {})),
+            "collect": submission["collect"],
+            "user": submission["user"],
+            "timeout": submission["timeout"],
+            "patience": action.patience,
+            "upload": submission["evidence"] is not None,
+            "reference": self._clock(),
+        }
+
+    def _next_turn(self) -> None:
+        """Begin with the oldest trial that waits, when none is under way."""
+        for trial in self._trials.values():
+            if trial.barrier is not None and not trial.ended.is_set():
+                return
+            if trial.barrier is None:
+                now = self._now()
+                self._write(trial, {"now": now, "event": "Turn"})
+                trial.barrier = barrier.Barrier(trial.submission, now)
+                log("trial begins", epoch=trial.epoch, members=len(trial.names))
+                for member in list(trial.names):
+                    if member in self._peers:
+                        self._event(trial, barrier.Connected(member))
+                        self._perform(trial, trial.barrier.greet(member, self._now()))
+                self._arrange(trial)
+                self._spawn(self._compare_clock())
+                if trial.submission["evidence"] is not None:
+                    # Load boto3 and find credentials while the trial runs, not when the first member asks.
+                    self._store_thread.submit(self._store(trial).warm)
+                return
+
+    # -- results --
+
+    def _settle(self, trial: _Trial) -> None:
+        """The result is complete (again): store it, then tell who waits for it."""
+        if trial.storing is not None:
+            trial.storing.cancel()
+        trial.storing = self._spawn(self._store_result(trial))
+
+    async def _store_result(self, trial: _Trial) -> None:
+        if trial.submission["evidence"] is not None:
+            store = self._store(trial)
+            while True:
+                body = json.dumps(trial.result(), indent=1, sort_keys=True).encode("ascii") + b"\n"
+                try:
+                    await asyncio.get_event_loop().run_in_executor(
+                        self._store_thread, functools.partial(store.put_result, trial.epoch, body)
+                    )
+                    break
+                except Exception as error:
+                    log("cannot store the result", epoch=trial.epoch, error=repr(error), again_in=f"{STORE_AGAIN:g}s")
+                await asyncio.sleep(STORE_AGAIN)
+        log("trial settled", epoch=trial.epoch, verdict=trial.result()["verdict"])
+        trial.settled.set()
+        if trial.file is not None:
+            trial.file.close()
+            trial.file = None
+
+    # -- the controller --
+
+    async def _control(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            line = await reader.readline()
+            request = wire.decode(line)
+            try:
+                answer: t.Dict[str, t.Any] = {"ok": True, "result": await self._request(request)}
+            except (RequestError, wire.WireError) as error:
+                answer = {"ok": False, "error": str(error)}
+            writer.write(wire.dump(answer))
+            await writer.drain()
+        except (OSError, ValueError, wire.WireError) as error:
+            log("control request failed", error=repr(error))
+        finally:
+            writer.close()
+
+    async def _request(self, request: t.Any) -> t.Any:
+        if not isinstance(request, dict):
+            raise RequestError("a request is an object")
+        operation = request.get("op")
+        if operation == "submit":
+            trial = self.submit(request.get("trial"))
+            wait = request.get("wait", "delivered")
+            if wait not in ("exited", "delivered"):
+                raise RequestError("wait is not one of exited, delivered")
+            await (trial.ended if wait == "exited" else trial.settled).wait()
+            return trial.result()
+        if operation == "status":
+            return self.status()
+        if operation == "abort":
+            return self.abort(request)
+        raise RequestError("unknown operation")
+
+    def submit(self, given: t.Any) -> _Trial:
+        """Take a trial, or find it if it was submitted before."""
+        submission = wire.checked(given, wire.SUBMISSION, "trial")
+        epoch = wire.Epoch(submission["run_id"], submission["trial_id"], submission["attempt"])
+        if epoch.run != self.config.run_id:
+            raise RequestError(f"this is the rendezvous of {self.config.run_id}, not of {epoch.run}")
+        known = self._trials.get(epoch)
+        if known is not None:
+            if known.submission != submission:
+                raise RequestError(
+                    f"{epoch} was submitted before with other arguments: a new attempt needs a new number"
+                )
+            log("attached", epoch=epoch)
+            return known
+        names = [entry["name"] for entry in submission["members"]]
+        if not names or len(set(names)) != len(names):
+            raise RequestError(f"the members of {epoch} are not a set of names, or are none")
+        newest = max((other.attempt for other in self._trials if other.trial == epoch.trial), default=0)
+        if epoch.attempt < newest:
+            raise RequestError(f"attempt {newest} of {epoch.trial} is known already: {epoch} is stale")
+        journal = os.path.join(self._directory, f"{epoch.trial}.{epoch.attempt}.journal")
+        trial = self._trials[epoch] = _Trial(submission, journal)
+        self._write(trial, {"submission": submission, "at": time.time()})
+        if trial.file is not None:
+            os.fdatasync(trial.file.fileno())
+        log("submitted", epoch=epoch, members=len(names))
+        self._next_turn()
+        return trial
+
+    def status(self) -> t.Dict[str, t.Any]:
+        """Who is here, and how every trial stands."""
+        trials = []
+        for trial in self._trials.values():
+            found = {"epoch": trial.epoch.to_json(), "phase": "queued", "members": {}}
+            if trial.barrier is not None:
+                standing = trial.barrier.members
+                found["phase"] = trial.barrier.phase
+                found["members"] = {name: member.state for name, member in standing.items()}
+            trials.append(found)
+        return {"run": self.config.run_id, "connected": sorted(self._peers), "trials": trials}
+
+    def abort(self, request: t.Mapping[str, t.Any]) -> t.Dict[str, t.Any]:
+        """End a trial: the named one, or the one under way."""
+        reason = request.get("reason") or "aborted by the controller"
+        wanted = request.get("trial_id")
+        for trial in self._trials.values():
+            if trial.ended.is_set() or (wanted is not None and trial.epoch.trial != wanted):
+                continue
+            if trial.barrier is None:
+                now = self._now()
+                self._write(trial, {"now": now, "event": "Turn"})
+                trial.barrier = barrier.Barrier(trial.submission, now)
+            self._event(trial, barrier.Abort(str(reason)[:1000]))
+            return trial.result()
+        raise RequestError("no such trial is under way")
+
+
+def _event_to_json(event: barrier.Event) -> t.List[t.Any]:
+    fields = list(event)
+    if isinstance(event, barrier.Reported):
+        report = {name: value for name, value in event.report.items() if name != "epoch"}
+        return [event.member, event.epoch.to_json(), report]
+    return fields
+
+
+def _event_from_json(kind: str, fields: t.List[t.Any]) -> barrier.Event:
+    if kind == "Reported":
+        return barrier.Reported(fields[0], wire.Epoch(**fields[1]), fields[2])
+    return _EVENTS[kind](*fields)

@@ -1,0 +1,383 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The protocol between the agents and the rendezvous: JSON, one message a line.
+
+PRIVATE to the collection. The tables ``FROM_MEMBER`` and ``FROM_RENDEZVOUS`` are the protocol: what is not in them is
+refused. Everything that comes from the network goes through `Lines` (framing, size) and `check` (shape, ranges); both raise
+`WireError`, on which the connection is closed. Unknown *fields* are dropped, so that a newer peer may say more.
+
+Messages, each of a trial carrying its epoch:
+
+    member -> rendezvous                      rendezvous -> member
+    hello    who I am, which run              welcome  accepted; this many seconds of silence are normal
+    ping     my time                          pong     my time when it came, my time when it went
+    report   all I know of a trial            prepare  make ready, measure your clock, fork, say armed
+    ask      may I upload these files         start    the instant T
+                                              abort    let go (before T), stop the command (after T)
+                                              grants   signed requests, one a file
+                                              settled  nothing more is wanted of this trial
+                                              refuse   why not
+
+A report is the whole state, never a difference: it may be lost, repeated or come after a reconnect without harm.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import typing as t
+
+VERSION = 1
+
+#: Bytes of one line. A prepare carries hosts.config (16 bytes a host), a report the list of collected files.
+LIMIT = 4 * 1024 * 1024
+
+#: Seconds a command has between TERM and KILL. Both sides count on it.
+STOP_GRACE = 5.0
+
+#: States of a member in a trial, in the order they are reached.
+STATES = ("absent", "connected", "prepared", "armed", "fired", "exited", "delivered")
+
+Message = t.Dict[str, t.Any]
+Check = t.Callable[[t.Any, str], t.Any]
+
+
+class WireError(Exception):
+    """What came is not a message of this protocol. The text says which field, and is safe to log."""
+
+
+class Epoch(t.NamedTuple):
+    """One attempt at one trial of one run: the fence around everything that is said."""
+
+    run: str
+    trial: str
+    attempt: int
+
+    def __str__(self) -> str:
+        return f"{self.run}/{self.trial}/{self.attempt}"
+
+    def to_json(self) -> t.Dict[str, t.Any]:
+        return {"run": self.run, "trial": self.trial, "attempt": self.attempt}
+
+
+# ---- checks: each takes a value and where it stands, and gives it back or raises -------------------------------------
+
+
+def text(limit: int, pattern: str = "") -> Check:
+    """A string of at most `limit` characters that matches `pattern` as a whole."""
+    compiled = re.compile(pattern) if pattern else None
+
+    def check_text(value: t.Any, where: str) -> str:
+        if not isinstance(value, str):
+            raise WireError(f"{where} is not a string")
+        if len(value) > limit:
+            raise WireError(f"{where} is longer than {limit} characters")
+        if "\0" in value or any("\ud800" <= character <= "\udfff" for character in value):
+            raise WireError(f"{where} contains a character that is not text")
+        if compiled and not compiled.fullmatch(value):
+            raise WireError(f"{where} does not match {pattern}")
+        return value
+
+    return check_text
+
+
+def integer(low: int, high: int) -> Check:
+    """An integer in ``low..high``."""
+
+    def check_integer(value: t.Any, where: str) -> int:
+        if isinstance(value, bool) or not isinstance(value, int):
+            raise WireError(f"{where} is not an integer")
+        if not low <= value <= high:
+            raise WireError(f"{where} is not in {low}..{high}")
+        return value
+
+    return check_integer
+
+
+def number(low: float, high: float) -> Check:
+    """A number in ``low..high``."""
+
+    def check_number(value: t.Any, where: str) -> float:
+        if isinstance(value, bool) or not isinstance(value, (int, float)):
+            raise WireError(f"{where} is not a number")
+        if not low <= value <= high:  # also false for NaN
+            raise WireError(f"{where} is not in {low}..{high}")
+        return float(value)
+
+    return check_number
+
+
+def flag(value: t.Any, where: str) -> bool:
+    if not isinstance(value, bool):
+        raise WireError(f"{where} is not true or false")
+    return value
+
+
+def choice(*allowed: str) -> Check:
+    def check_choice(value: t.Any, where: str) -> str:
+        if value not in allowed:
+            raise WireError("{} is not one of {}".format(where, ", ".join(allowed)))
+        return str(value)
+
+    return check_choice
+
+
+def maybe(inner: Check) -> Check:
+    """`inner`, or null; a field that is left out is null."""
+
+    def check_maybe(value: t.Any, where: str) -> t.Any:
+        return None if value is None else inner(value, where)
+
+    check_maybe.optional = True  # type: ignore[attr-defined]
+    return check_maybe
+
+
+def listing(of: Check, limit: int) -> Check:
+    def check_listing(value: t.Any, where: str) -> t.List[t.Any]:
+        if not isinstance(value, list):
+            raise WireError(f"{where} is not a list")
+        if len(value) > limit:
+            raise WireError(f"{where} has more than {limit} entries")
+        return [of(entry, f"{where}[{position}]") for position, entry in enumerate(value)]
+
+    return check_listing
+
+
+def mapping(key: Check, of: Check, limit: int) -> Check:
+    def check_mapping(value: t.Any, where: str) -> t.Dict[str, t.Any]:
+        if not isinstance(value, dict):
+            raise WireError(f"{where} is not an object")
+        if len(value) > limit:
+            raise WireError(f"{where} has more than {limit} entries")
+        return {key(k, f"a key of {where}"): of(v, f"{where}[{k!r}]") for k, v in value.items()}
+
+    return check_mapping
+
+
+def record(**fields: Check) -> Check:
+    """An object with these fields. Those it does not know are dropped."""
+
+    def check_record(value: t.Any, where: str) -> t.Dict[str, t.Any]:
+        if not isinstance(value, dict):
+            raise WireError(f"{where} is not an object")
+        found = {}
+        for name, inner in fields.items():
+            if name not in value and not getattr(inner, "optional", False):
+                raise WireError(f"{where} has no {name}")
+            found[name] = inner(value.get(name), f"{where}.{name}")
+        return found
+
+    return check_record
+
+
+def relative_path(value: t.Any, where: str) -> str:
+    """A path that stays below the directory it is joined to."""
+    path: str = text(1024)(value, where)
+    if not path or path.startswith("/") or any(part in ("", ".", "..") for part in path.split("/")):
+        raise WireError(f"{where} is not a plain relative path")
+    return path
+
+
+def _epoch(value: t.Any, where: str) -> Epoch:
+    found = _EPOCH(value, where)
+    return Epoch(found["run"], found["trial"], found["attempt"])
+
+
+# ---- the vocabulary --------------------------------------------------------------------------------------------------
+
+NANOSECONDS = integer(-(2**62), 2**62)
+RUN = text(128, r"[A-Za-z0-9][A-Za-z0-9._-]*")
+TRIAL = text(128, r"[A-Za-z0-9][A-Za-z0-9._-]*")
+MEMBER = text(128, r"[A-Za-z0-9][A-Za-z0-9._-]*")
+REASON = text(4000)
+SHA256 = text(64, r"[0-9a-f]{64}")
+VARIABLE = text(256, r"[A-Za-z_][A-Za-z0-9_]*")
+
+_EPOCH = record(run=RUN, trial=TRIAL, attempt=integer(1, 10**6))
+
+CLOCK = record(
+    source=text(64),
+    offset_ns=NANOSECONDS,
+    bound_ns=integer(0, 2**62),
+    rtt_ns=maybe(integer(0, 2**62)),
+    note=maybe(REASON),
+)
+EXIT = record(
+    code=maybe(integer(0, 255)),
+    signal=maybe(integer(1, 255)),
+    timed_out=flag,
+    stopped=flag,
+    at_ns=NANOSECONDS,
+    duration_ns=integer(0, 2**62),
+    leftovers=integer(0, 10**9),
+    stepped_ns=NANOSECONDS,
+    detail=maybe(REASON),
+)
+FILE = record(path=relative_path, size=integer(0, 2**53), sha256=SHA256)
+FILES = listing(FILE, 10000)
+
+#: What one host is asked to do.
+DUTY = record(
+    rank=integer(0, 10**6),
+    command=text(1024 * 1024),
+    environment=mapping(VARIABLE, text(128 * 1024), 1000),
+    files=mapping(relative_path, text(LIMIT), 1000),
+    links=mapping(relative_path, text(4096), 1000),
+    collect=listing(text(1024), 1000),
+    user=maybe(text(64, r"[A-Za-z_][A-Za-z0-9_.-]*\$?")),
+    timeout=number(0.001, 10**8),
+    #: Seconds after which an agent that has heard nothing more lets go by itself.
+    patience=number(0, 10**8),
+    #: Whether there is somewhere to upload to; without it the files stay on the host.
+    upload=flag,
+    #: How well the rendezvous knows the time: null when its clock is not disciplined.
+    reference=maybe(CLOCK),
+)
+
+FROM_MEMBER: t.Dict[str, Check] = {
+    "hello": record(version=integer(0, 2**31), run=RUN, member=MEMBER),
+    "ping": record(sent_ns=NANOSECONDS),
+    "report": record(
+        epoch=_epoch,
+        state=choice(*STATES[1:]),
+        failed=maybe(REASON),
+        clock=maybe(CLOCK),
+        armed_ns=maybe(NANOSECONDS),
+        start_ns=maybe(NANOSECONDS),
+        noticed_ns=maybe(NANOSECONDS),
+        fired_ns=maybe(NANOSECONDS),
+        exit=maybe(EXIT),
+        files=maybe(FILES),
+    ),
+    "ask": record(epoch=_epoch, files=FILES),
+}
+
+FROM_RENDEZVOUS: t.Dict[str, Check] = {
+    "welcome": record(version=integer(0, 2**31)),
+    "pong": record(sent_ns=NANOSECONDS, came_ns=NANOSECONDS, went_ns=NANOSECONDS),
+    "prepare": record(epoch=_epoch, duty=DUTY),
+    "start": record(epoch=_epoch, start_ns=NANOSECONDS, latest_ns=NANOSECONDS),
+    "abort": record(epoch=_epoch, reason=REASON),
+    "grants": record(
+        epoch=_epoch,
+        grants=listing(
+            record(path=relative_path, url=text(8192), headers=mapping(text(256), text(4096), 100)),
+            10000,
+        ),
+    ),
+    "settled": record(epoch=_epoch),
+    "refuse": record(epoch=maybe(_epoch), reason=REASON),
+}
+
+#: What a controller may submit: arguments of start_barrier.
+SUBMISSION = record(
+    run_id=RUN,
+    trial_id=TRIAL,
+    attempt=integer(1, 10**6),
+    members=listing(
+        record(
+            name=MEMBER,
+            rank=integer(0, 10**6),
+            command=text(1024 * 1024),
+            environment=mapping(VARIABLE, text(128 * 1024), 1000),
+            links=maybe(mapping(relative_path, text(4096), 1000)),
+        ),
+        100000,
+    ),
+    files=mapping(relative_path, text(LIMIT), 1000),
+    links=mapping(relative_path, text(4096), 1000),
+    deadline=number(0.001, 10**6),
+    timeout=number(0.001, 10**8),
+    delivery_deadline=number(0, 10**6),
+    policy=choice("all"),
+    max_clock_error=number(0, 10**6),
+    on_clock_error=choice("mark", "refuse"),
+    collect=listing(text(1024), 1000),
+    user=maybe(text(64, r"[A-Za-z_][A-Za-z0-9_.-]*\$?")),
+    evidence=maybe(
+        record(bucket=text(255), prefix=text(512), region=maybe(text(64)), endpoint_url=maybe(text(1024))),
+    ),
+)
+
+
+def check(message: t.Any, table: t.Mapping[str, Check]) -> Message:
+    """The message as `table` knows it, or `WireError`."""
+    if not isinstance(message, dict):
+        raise WireError("a message is not an object")
+    kind = message.get("type")
+    if not isinstance(kind, str) or kind not in table:
+        raise WireError("a message of unknown type")
+    found: Message = table[kind](message, kind)
+    found["type"] = kind
+    return found
+
+
+def checked(value: t.Any, inner: Check, where: str) -> t.Dict[str, t.Any]:
+    """`value` if it has the shape of `inner`, typed for callers that know it is a record."""
+    found: t.Dict[str, t.Any] = inner(value, where)
+    return found
+
+
+# ---- names in certificates -------------------------------------------------------------------------------------------
+
+
+def member_uri(run: str, member: str) -> str:
+    """The subject alternative name of a member's certificate."""
+    return f"startline://{run}/member/{member}"
+
+
+def rendezvous_uri(run: str) -> str:
+    """The subject alternative name of the rendezvous' certificate."""
+    return f"startline://{run}/rendezvous"
+
+
+def peer_uris(certificate: t.Optional[t.Mapping[str, t.Any]]) -> t.List[str]:
+    """The URIs in a peer's certificate, as `ssl.SSLSocket.getpeercert` gives it."""
+    return [value for kind, value in (certificate or {}).get("subjectAltName", ()) if kind == "URI"]
+
+
+# ---- framing ---------------------------------------------------------------------------------------------------------
+
+
+def _no_constant(name: str) -> t.Any:
+    raise ValueError(f"{name} is not JSON")
+
+
+def decode(line: bytes) -> t.Any:
+    """The JSON value of one line, or `WireError`."""
+    try:
+        return json.loads(line.decode("utf-8"), parse_constant=_no_constant)
+    except (ValueError, RecursionError) as error:
+        raise WireError(f"a line is not JSON ({type(error).__name__})") from None
+
+
+def encode(kind: str, **fields: t.Any) -> bytes:
+    """One message as a line. Epochs are written as objects."""
+    fields["type"] = kind
+    return dump({name: value.to_json() if isinstance(value, Epoch) else value for name, value in fields.items()})
+
+
+def dump(value: t.Any) -> bytes:
+    """A JSON value as one line."""
+    return json.dumps(value, separators=(",", ":"), allow_nan=False).encode("ascii") + b"\n"
+
+
+class Lines:
+    """Cuts a stream into lines; refuses a line over the limit before it is complete, so that memory stays bounded."""
+
+    def __init__(self, limit: int = LIMIT) -> None:
+        self._limit = limit
+        self._rest = bytearray()
+
+    def feed(self, data: bytes) -> t.List[bytes]:
+        """The lines that `data` completes, without their ends."""
+        searched = len(self._rest)
+        self._rest += data
+        if self._rest.find(b"\n", searched) < 0:
+            if len(self._rest) > self._limit:
+                raise WireError(f"a line is longer than {self._limit} bytes")
+            return []
+        *lines, rest = bytes(self._rest).split(b"\n")
+        if len(rest) > self._limit or any(len(line) > self._limit for line in lines):
+            raise WireError(f"a line is longer than {self._limit} bytes")
+        self._rest = bytearray(rest)
+        return lines

@@ -1,0 +1,268 @@
+#!/usr/bin/python
+# SPDX-License-Identifier: GPL-3.0-or-later
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+"""Documentation of the action plugin startline.lab.start_barrier."""
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+module: start_barrier
+short_description: Start a command on many hosts at the same instant, and see it to its end
+version_added: 0.1.0
+author: The Startline authors (@startline)
+description:
+  - Runs one trial. Gives it to the rendezvous, and waits until its commands have ended or its evidence is delivered.
+  - Every member prepares a clean working directory, forks a launcher that is ready to start the command, measures its clock,
+    and says that it is armed. When all are armed, the rendezvous chooses an instant T and publishes it. Nobody is told to
+    start at T; every launcher sleeps to T on its own clock. How far apart the commands really started is measured and returned.
+  - When not all members are armed by O(deadline), nobody starts, and the task fails with the names of the missing members
+    and the last state that each was seen in. No wait is without an end.
+  - Runs against the coordinator host, the one with RV(ignore:rendezvous). The other hosts are not contacted by Ansible, so the
+    time this takes does not grow with their number.
+  - Saying the same trial again, also from another controller, or after this one was killed, attaches to it or gives its result.
+    It is never run twice under one O(attempt).
+notes:
+  - Every member and the coordinator were set up by M(startline.lab.agent) for the same O(run_id).
+  - A broken connection to the coordinator is made again until the trial's time is over; the trial goes on meanwhile. The host is
+    not marked unreachable.
+  - O(deadline), O(timeout) and O(delivery_deadline) bound the task; it needs no C(timeout) of its own.
+attributes:
+  check_mode:
+    description: Checks the arguments and does nothing.
+    support: full
+  diff_mode:
+    description: There is nothing to compare.
+    support: none
+  idempotent:
+    description: A trial that has run under this O(attempt) is not run again; its result is returned.
+    support: full
+options:
+  run_id:
+    description: The run.
+    type: str
+    required: true
+  trial_id:
+    description: Name of the trial, unique in the run.
+    type: str
+    required: true
+  attempt:
+    description: Number of the attempt. A trial that has failed is repeated under the next number; a lower one is refused.
+    type: int
+    default: 1
+  members:
+    description: Who takes part, by name.
+    type: list
+    elements: dict
+    required: true
+    suboptions:
+      name:
+        description: Name of the member, as its agent was given it.
+        type: str
+        required: true
+      rank:
+        description: The member's place among all, from 0.
+        type: int
+        required: true
+      command:
+        description: What C(/bin/sh -c) runs in the working directory.
+        type: str
+        required: true
+      environment:
+        description:
+          - Variables of the command, beside C(PATH), C(HOME), C(USER), C(LANG) and C(STARTLINE_RUN), C(STARTLINE_TRIAL),
+            C(STARTLINE_ATTEMPT), C(STARTLINE_MEMBER), C(STARTLINE_RANK).
+        type: dict
+        default: {}
+      links:
+        description: Links of this member alone, beside O(links).
+        type: dict
+        default: {}
+  files:
+    description: Text files that are written in every working directory, by relative path.
+    type: dict
+    default: {}
+  links:
+    description: Symbolic links that are made in every working directory, by relative path. A link that leads nowhere is an error.
+    type: dict
+    default: {}
+  deadline:
+    description: Seconds within which every member is armed.
+    type: float
+    default: 60
+  timeout:
+    description: Seconds within which every command ends. One that does not is ended with everything that it has started.
+    type: float
+    default: 3600
+  delivery_deadline:
+    description: Seconds after the last command's end within which the evidence is delivered.
+    type: float
+    default: 600
+  policy:
+    description: Who is needed for a start. V(all) of them.
+    type: str
+    choices: [all]
+    default: all
+  max_clock_error:
+    description: Seconds by which a member's clock may be wrong.
+    type: float
+    default: 0.05
+  on_clock_error:
+    description: Whether a member whose clock may be wrong by more is only noted (V(mark), the verdict is V(degraded)), or stops the trial.
+    type: str
+    choices: [mark, refuse]
+    default: mark
+  collect:
+    description:
+      - Files of the working directory that are evidence beside stdout and stderr, as globs. C(**) stands for any directories.
+      - Links are not followed.
+    type: list
+    elements: str
+    default: []
+  user:
+    description: Who the command runs as. Without it, as the agent, which is root.
+    type: str
+  evidence:
+    description: Where the evidence goes. Without it, the files stay on the hosts.
+    type: dict
+    suboptions:
+      bucket:
+        description: S3 bucket.
+        type: str
+        required: true
+      prefix:
+        description: Prefix of the run in it.
+        type: str
+        required: true
+      region:
+        description: Region of the bucket.
+        type: str
+      endpoint_url:
+        description: Endpoint that answers in place of AWS.
+        type: str
+  wait:
+    description:
+      - Returns when all commands have ended (V(exited)), so that the next trial can start while evidence is on its way, or when
+        the evidence is delivered as well (V(delivered)).
+      - A result that came by V(exited) does not know yet whether all evidence will arrive.
+    type: str
+    choices: [exited, delivered]
+    default: delivered
+seealso:
+  - module: startline.lab.agent
+"""
+
+EXAMPLES = r"""
+- name: Start a command on two hosts at the same instant
+  hosts: party-0
+  gather_facts: false
+  become: true
+  tasks:
+    - name: Say what time it is
+      startline.lab.start_barrier:
+        run_id: "{{ run_id }}"
+        trial_id: clock.r1
+        members:
+          - {name: party-0, rank: 0, command: date +%s.%N}
+          - {name: party-1, rank: 1, command: date +%s.%N}
+        deadline: 30
+        timeout: 10
+      register: trial
+
+    - name: Show how far apart they started
+      ansible.builtin.debug:
+        msg: "{{ trial.skew.max_us - trial.skew.min_us }} us; clocks known to {{ trial.skew.bound_us }} us"
+"""
+
+RETURN = r"""
+msg:
+  description: One line on what happened. Of a failure, who and why.
+  returned: always
+  type: str
+  sample: "clock.r1: valid; 2 of 2 started within 0.2 ms (p50 0.1 ms, clocks known to 0.3 ms), the last was party-1"
+format:
+  description: Version of what follows, which is the content of trial.json.
+  returned: when the rendezvous has answered
+  type: str
+  sample: startline-trial/1
+epoch:
+  description: Run, trial and attempt.
+  returned: when the rendezvous has answered
+  type: dict
+  sample: {run: dkg-20260101T120000Z-1a2b, trial: clock.r1, attempt: 1}
+phase:
+  description: V(ended) when evidence may still be on its way, V(settled) when this result is final.
+  returned: when the rendezvous has answered
+  type: str
+outcome:
+  description: V(completed) when T was published, V(aborted) when nobody started.
+  returned: when the rendezvous has answered
+  type: str
+verdict:
+  description: V(valid), V(degraded) or V(invalid).
+  returned: when the rendezvous has answered
+  type: str
+reasons:
+  description: Every reason why the verdict is not better.
+  returned: when the rendezvous has answered
+  type: list
+  elements: str
+submitted:
+  description: When the trial had its turn. This and all times without a unit in their name are UNIX seconds, on the rendezvous' clock.
+  returned: when the rendezvous has answered
+  type: float
+armed:
+  description: When the last member was armed.
+  returned: when the rendezvous has answered
+  type: float
+published:
+  description: When T was published.
+  returned: when the rendezvous has answered
+  type: float
+start:
+  description: T.
+  returned: when the rendezvous has answered
+  type: float
+start_ns:
+  description: T in nanoseconds.
+  returned: when the rendezvous has answered
+  type: int
+ended:
+  description: When all commands had ended.
+  returned: when the rendezvous has answered
+  type: float
+lead_s:
+  description: From the publication to T.
+  returned: when the rendezvous has answered
+  type: float
+skew:
+  description:
+    - How long after T the commands were started. RV(skew.bound_us) is how well the least known clock was known; the true
+      distance between two members may be larger than the one shown by twice that.
+  returned: when a command was started
+  type: dict
+  sample: {n: 2, min_us: 81.2, p50_us: 81.2, p99_us: 214.0, max_us: 214.0, bound_us: 301.5, last: party-1, why: ordinary wake-up}
+members:
+  description: Every member with the last state that it was seen in.
+  returned: when the rendezvous has answered
+  type: dict
+  sample:
+    party-0:
+      rank: 0
+      state: delivered
+      armed_at: 1767268800.1
+      fired_at: 1767268800.2
+      late_us: 81.2
+      bound_us: 301.5
+      clock: {source: chrony, offset_s: 0.0, bound_s: 0.0003015}
+      exit_code: 0
+      signal: null
+      timed_out: false
+      exited_at: 1767268801.3
+      duration_s: 1.1
+      reason: null
+      files: [{path: stdout, size: 21, sha256: e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855}]
+evidence:
+  description: Where the evidence went, as given.
+  returned: when the rendezvous has answered
+  type: dict
+"""

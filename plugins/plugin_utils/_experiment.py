@@ -1,0 +1,970 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The experiment file: its model, and the check that finds every problem at once.
+
+The model accepts exactly what something acts on: a key that does nothing would be a lie. Its descriptions are what
+editors show (experiments/schema.json is made from it: ``python -m
+ansible_collections.startline.lab.plugins.plugin_utils._experiment``). This util is PRIVATE to the collection.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import ipaddress
+import itertools
+import json
+import math
+import os.path
+import pathlib
+import re
+import types
+import typing as t
+
+import pydantic
+import pydantic_core
+from ansible_collections.startline.lab.plugins.plugin_utils import _template
+from ansible_collections.startline.lab.plugins.plugin_utils._document import (
+    Document,
+    Path,
+    apply_overrides,
+    format_path,
+    parse,
+    parse_overrides,
+)
+from ansible_collections.startline.lab.plugins.plugin_utils._errors import (
+    ExperimentError,
+    Problem,
+    did_you_mean,
+    listed,
+)
+
+Scalar = str | int | float | bool
+_Item = t.TypeVar("_Item")
+
+#: Become part of host names, S3 keys, tags and resource names: 64 characters is AWS's limit for a role, 22 are the
+#: run's own.
+EXPERIMENT_NAME: t.Final = re.compile(r"[a-z0-9][a-z0-9_-]{0,39}")
+#: Ansible's own groups, and those that hold every host of a run.
+_RESERVED_GROUPS: t.Final = frozenset({"all", "ungrouped", "startline", "fleet", "localhost"})
+#: Files that the agent writes into the working directory.
+_RESERVED_FILES: t.Final = frozenset({"hosts.config", "stdout", "stderr", "meta.json", "trial.json"})
+#: Files larger than this are not experiments.
+_MAX_TEXT: t.Final = 1_000_000
+
+
+# --- types of values --------------------------------------------------------------------------------------------------
+
+
+def _refuse(message: str, remedy: str) -> pydantic_core.PydanticCustomError:
+    # The text travels in the context: pydantic would take braces in it for its own template.
+    return pydantic_core.PydanticCustomError("startline", "refused", {"message": message, "remedy": remedy})
+
+
+def _shown(value: t.Any) -> str:
+    """A value in a message, as YAML shows it, on one short line."""
+    text = json.dumps(value, ensure_ascii=False, default=str)
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+_UNITS: t.Final = {"ms": 0.001, "s": 1, "m": 60, "min": 60, "h": 3600, "d": 86400}
+
+
+def _duration(value: t.Any) -> int | float:
+    remedy = "Give seconds (120) or a number with a unit: 500ms, 30s, 2m, 1.5h, 1d."
+    seconds: t.Any = value
+    if isinstance(value, str):
+        match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*(ms|s|min|m|h|d)\s*", value)
+        if not match:
+            raise _refuse(f"must be a duration, not {_shown(value)}", remedy)
+        seconds = round(float(match[1]) * _UNITS[match[2]], 6)
+    if isinstance(seconds, bool) or not isinstance(seconds, (int, float)) or not math.isfinite(seconds):
+        raise _refuse(f"must be a duration, not {_shown(value)}", remedy)
+    if seconds <= 0:
+        raise _refuse(f"must be longer than 0, not {_shown(value)}", remedy)
+    if seconds > 30 * 86400:
+        raise _refuse(f"must be 30 days or less, not {_shown(value)}", remedy)
+    return int(seconds) if float(seconds).is_integer() else seconds
+
+
+def _gibibytes(value: t.Any) -> int:
+    remedy = "Give whole GiB (20), or a number with a unit: 20GiB, 1TiB."
+    size: t.Any = value
+    if isinstance(value, str):
+        match = re.fullmatch(r"\s*(\d+)\s*(G|GiB|T|TiB)\s*", value)
+        if not match:
+            raise _refuse(f"must be a size, not {_shown(value)}", remedy)
+        size = int(match[1]) * (1024 if match[2].startswith("T") else 1)
+    if isinstance(size, bool) or not isinstance(size, int):
+        raise _refuse(f"must be a size, not {_shown(value)}", remedy)
+    if not 1 <= size <= 65536:
+        raise _refuse(f"must be 1 GiB to 64 TiB, not {_shown(value)}", remedy)
+    return size
+
+
+def _count(value: t.Any) -> int | str:
+    if isinstance(value, str) and _template.is_template(value):
+        return value
+    if isinstance(value, str) and re.fullmatch(r"\s*\d+\s*", value):
+        raise _refuse(f"must be a number, not the text {_shown(value)}", f"Remove the quotes: {value.strip()}.")
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise _refuse(
+            f"must be a whole number, not {_shown(value)}",
+            'Give a number (8), or a template of parameters: "{{ parties }}".',
+        )
+    if value < 1:
+        raise _refuse(
+            f"must be at least 1, not {value}", "A group has one host at least; remove the group if it is not wanted."
+        )
+    return value
+
+
+def _is_scalar(value: t.Any) -> bool:
+    return isinstance(value, (str, int)) or (isinstance(value, float) and math.isfinite(value))
+
+
+def _parameter(value: t.Any) -> Scalar | list[Scalar]:
+    remedy = "Give a text, a number, true or false; or a list of them, which is an axis of the sweep."
+    values = value if isinstance(value, list) else [value]
+    for index, item in enumerate(values):
+        what = f"item {index} must be" if isinstance(value, list) else "must be"
+        if not _is_scalar(item):
+            raise _refuse(f"{what} a text, a finite number, true or false, not {_shown(item)}", remedy)
+        if _template.is_template(item):
+            raise _refuse(
+                f"{what} a plain value; templates in parameters are not filled in",
+                "Use the template in the command instead.",
+            )
+    if isinstance(value, list):
+        if not value:
+            raise _refuse(
+                "is an axis without values, so there would be no trial",
+                "Give it values, or a single value instead of a list.",
+            )
+        seen: dict[str, Scalar] = {}
+        for item in value:
+            text = _template.as_text(item)
+            if text in seen:
+                raise _refuse(
+                    f"has the value {_shown(item)} twice", "Remove one; to run a point several times, use repeats."
+                )
+            seen[text] = item
+    return t.cast("Scalar | list[Scalar]", value)
+
+
+def _text(value: t.Any) -> str:
+    if not _is_scalar(value):
+        raise _refuse(
+            f"must be a text or a number, not {_shown(value)}", "Environment variables are texts; quote the value."
+        )
+    return _template.as_text(value)
+
+
+def _point(value: t.Any) -> dict[str, Scalar]:
+    remedy = "Give parameters and their values: {protocol: normal, parties: 16}."
+    if not isinstance(value, dict) or not value:
+        raise _refuse(f"must be a mapping of parameters, not {_shown(value)}", remedy)
+    for name, item in value.items():
+        if not _is_scalar(item) or _template.is_template(item):
+            raise _refuse(f"{name} must be one plain value, not {_shown(item)}", remedy)
+    return value
+
+
+@dataclasses.dataclass(frozen=True)
+class _Form:
+    """A text of a given form, in the model and in the JSON Schema."""
+
+    regex: str
+    what: str
+    remedy: str
+
+    def check(self, value: str) -> str:
+        """The text, if it has the form."""
+        if not re.fullmatch(self.regex, value):
+            raise _refuse(f"{_shown(value)} {self.what}", self.remedy)
+        return value
+
+    def __get_pydantic_core_schema__(
+        self, source: t.Any, handler: pydantic.GetCoreSchemaHandler
+    ) -> pydantic_core.CoreSchema:
+        return pydantic_core.core_schema.no_info_after_validator_function(self.check, handler(source))
+
+    def __get_pydantic_json_schema__(
+        self, schema: pydantic_core.CoreSchema, handler: pydantic.GetJsonSchemaHandler
+    ) -> dict[str, t.Any]:
+        return {**handler(schema), "pattern": f"^(?:{self.regex})$"}
+
+
+def _command(value: str) -> str:
+    if not value.strip():
+        raise _refuse("is empty", "Give the shell command that a host runs.")
+    if "\0" in value:
+        raise _refuse("has a NUL character in it", "Remove it.")
+    return value.strip()
+
+
+def _glob(value: str) -> str:
+    if not value or value.startswith(("/", "~")) or ".." in value.split("/"):
+        raise _refuse(
+            f"{_shown(value)} leads out of the working directory", "Give a glob below it: '*.log', 'out/**/*.csv'."
+        )
+    return value
+
+
+_COUNT_SCHEMA: t.Final = {
+    "anyOf": [{"type": "integer", "minimum": 1}, {"type": "string", "pattern": r"\{[{%]"}],
+    "examples": [8, "{{ parties }}"],
+}
+_DURATION_SCHEMA: t.Final = {
+    "anyOf": [
+        {"type": "number", "exclusiveMinimum": 0},
+        {"type": "string", "pattern": r"^\s*\d+(\.\d+)?\s*(ms|s|min|m|h|d)\s*$"},
+    ],
+    "examples": [120, "500ms", "2m"],
+}
+_SIZE_SCHEMA: t.Final = {
+    "anyOf": [{"type": "integer", "minimum": 1}, {"type": "string", "pattern": r"^\s*\d+\s*(G|GiB|T|TiB)\s*$"}],
+    "examples": [20, "20GiB"],
+}
+_SCALAR_SCHEMA: t.Final = {"type": ["string", "number", "boolean"]}
+_PARAMETER_SCHEMA: t.Final = {
+    "anyOf": [_SCALAR_SCHEMA, {"type": "array", "items": _SCALAR_SCHEMA, "minItems": 1, "uniqueItems": True}]
+}
+_POINT_SCHEMA: t.Final = {"type": "object", "additionalProperties": _SCALAR_SCHEMA, "minProperties": 1}
+
+Count = t.Annotated[int | str, pydantic.PlainValidator(_count), pydantic.WithJsonSchema(_COUNT_SCHEMA)]
+Duration = t.Annotated[int | float, pydantic.PlainValidator(_duration), pydantic.WithJsonSchema(_DURATION_SCHEMA)]
+Gibibytes = t.Annotated[int, pydantic.PlainValidator(_gibibytes), pydantic.WithJsonSchema(_SIZE_SCHEMA)]
+Parameter = t.Annotated[
+    Scalar | list[Scalar], pydantic.PlainValidator(_parameter), pydantic.WithJsonSchema(_PARAMETER_SCHEMA)
+]
+Point = t.Annotated[dict[str, Scalar], pydantic.PlainValidator(_point), pydantic.WithJsonSchema(_POINT_SCHEMA)]
+Text = t.Annotated[str, pydantic.PlainValidator(_text), pydantic.WithJsonSchema(_SCALAR_SCHEMA)]
+Command = t.Annotated[
+    str, pydantic.AfterValidator(_command), pydantic.WithJsonSchema({"type": "string", "minLength": 1})
+]
+Glob = t.Annotated[str, pydantic.AfterValidator(_glob), pydantic.WithJsonSchema({"type": "string", "minLength": 1})]
+
+GroupName = t.Annotated[
+    str,
+    _Form(
+        r"[a-z][a-z0-9_]{0,31}",
+        "cannot be the name of a group of hosts",
+        "Start with a lower-case letter; then lower-case letters, digits and _, 32 characters at most.",
+    ),
+]
+SiteName = t.Annotated[
+    str,
+    _Form(
+        r"[a-z][a-z0-9_]{0,31}",
+        "cannot be the name of a site",
+        "Start with a lower-case letter; then lower-case letters, digits and _, 32 characters at most.",
+    ),
+]
+ParameterName = t.Annotated[
+    str,
+    _Form(
+        r"[A-Za-z][A-Za-z0-9_]{0,39}",
+        "cannot be the name of a parameter",
+        "Start with a letter; then letters, digits and _, 40 characters at most.",
+    ),
+]
+VariableName = t.Annotated[
+    str,
+    _Form(
+        r"[A-Za-z_][A-Za-z0-9_]{0,255}",
+        "cannot be the name of an environment variable",
+        "Use letters, digits and _, no digit first.",
+    ),
+]
+Region = t.Annotated[
+    str, _Form(r"[a-z]{2,}(-[a-z]+)+-\d+", "is not the form of an AWS region", "For example us-east-1 or eu-central-1.")
+]
+InstanceType = t.Annotated[
+    str, _Form(r"[a-z0-9-]+\.[a-z0-9-]+", "is not the form of an instance type", "For example t3a.medium.")
+]
+Package = t.Annotated[
+    str,
+    _Form(
+        r"[a-z0-9][a-z0-9+.:~=_-]*",
+        "cannot be the name of a package",
+        "As the hosts' distribution names it: python3-nacl.",
+    ),
+]
+FileName = t.Annotated[
+    str,
+    _Form(
+        r"(?!\.{1,2}$)[A-Za-z0-9._-]{1,100}",
+        "is not a plain file name",
+        "One name without slashes: letters, digits, dot, _ and -.",
+    ),
+]
+Login = t.Annotated[
+    str,
+    _Form(
+        r"[a-z_][a-z0-9_-]{0,31}", "cannot be a login name", "Give a user that the image has, or leave it out for root."
+    ),
+]
+ImageId = t.Annotated[
+    str, _Form(r"ami-[0-9a-f]{8,17}", "is not the id of an image", "For example ami-0123456789abcdef0.")
+]
+ImageName = t.Annotated[
+    str,
+    _Form(
+        r"[A-Za-z0-9()\[\] ./'@_*?-]{3,128}",
+        "cannot be the name of an image",
+        "A name, with * and ? for what differs: debian-12-amd64-*.",
+    ),
+]
+Owner = t.Annotated[
+    str,
+    _Form(
+        r"\d{12}|self|amazon|aws-marketplace",
+        "is not an owner of images",
+        "A 12-digit account id in quotes, self or amazon.",
+    ),
+]
+
+
+# --- the model --------------------------------------------------------------------------------------------------------
+
+
+class _Model(pydantic.BaseModel):
+    model_config = pydantic.ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+class Site(_Model):
+    """A named place: an AWS region with a network of its own."""
+
+    region: Region | None = pydantic.Field(
+        default=None, description="AWS region, for example us-east-1. Left out: the inventory's region."
+    )
+    cidr: str | None = pydantic.Field(
+        default=None,
+        description="Private IPv4 network of the site, /16 to /28. Left out: 10.77.0.0/16 and following.",
+    )
+
+
+class Image(_Model):
+    """What the hosts boot: an `id`, or the newest image of an `owner` whose `name` matches."""
+
+    id: ImageId | None = pydantic.Field(default=None, description="Id of the image. It is different in each region.")
+    name: ImageName | None = pydantic.Field(
+        default=None, description="Pattern of the image's name (* and ?); the newest match wins."
+    )
+    owner: Owner | None = pydantic.Field(
+        default=None, description="Who made it: a 12-digit account id (in quotes), self or amazon."
+    )
+
+
+class Group(_Model):
+    """Hosts with one job in the experiment."""
+
+    site: str | None = pydantic.Field(
+        default=None, description="The site where its hosts are. May be left out when there is one site."
+    )
+    count: Count = pydantic.Field(
+        default=1,
+        description='How many hosts: a number, or a template of parameters ("{{ parties }}"). The largest is launched.',
+    )
+    instance_type: InstanceType = pydantic.Field(default="t3a.medium", description="EC2 instance type.")
+    image: Image | None = pydantic.Field(
+        default=None, description="What the hosts boot. Left out: the inventory's image."
+    )
+    volume_size: Gibibytes = pydantic.Field(
+        default=8, description="Size of the root volume: GiB, or with a unit (20GiB)."
+    )
+    command: Command | None = pydantic.Field(
+        default=None, description="What the hosts of this group run, in place of the experiment's command."
+    )
+    environment: dict[VariableName, Text] = pydantic.Field(
+        default={},
+        description="Environment variables of this group, over those of the experiment. Values may be templates.",
+    )
+
+
+class Runtime(_Model):
+    """What the hosts need before any trial."""
+
+    packages: list[Package] = pydantic.Field(default=[], description="Packages of the hosts' own distribution.")
+
+
+class Artifact(_Model):
+    """A file or directory of yours that the hosts get."""
+
+    src: t.Annotated[str, pydantic.Field(min_length=1)] = pydantic.Field(
+        description="File or directory, relative to the experiment file."
+    )
+    dest: FileName | None = pydantic.Field(
+        default=None, description="Its name in every working directory. Left out: the name it has."
+    )
+    groups: list[str] | None = pydantic.Field(
+        default=None, min_length=1, description="The groups that get it. Left out: all."
+    )
+
+
+class Barrier(_Model):
+    """The start barrier: when a trial may start."""
+
+    deadline: Duration = pydantic.Field(
+        default=60, description="How long the hosts have to get ready for a trial; past it the trial is aborted."
+    )
+    max_clock_error: Duration = pydantic.Field(
+        default=0.05, description="Largest error bound of a host's clock. A start instant is as good as the clocks are."
+    )
+    on_clock_error: t.Literal["mark", "refuse"] = pydantic.Field(
+        default="mark", description="Above the bound: mark the trial as degraded, or refuse to start it."
+    )
+
+
+class ExperimentFile(_Model):
+    """One experiment: what runs, where, with which parameters."""
+
+    description: str = pydantic.Field(
+        default="", description="One line that says what is measured. It heads the report."
+    )
+    sites: dict[SiteName, Site] = pydantic.Field(
+        default={}, description="Named places. Left out: one site, in the inventory's region, for all groups."
+    )
+    groups: dict[GroupName, Group] = pydantic.Field(
+        min_length=1,
+        description="Groups of hosts. Their order is the order of ranks: the last group comes last in hosts.config.",
+    )
+    rendezvous: str | None = pydantic.Field(
+        default=None,
+        description="The group whose first host is the barrier's meeting point. Left out: coordinator, else the first.",
+    )
+    runtime: Runtime = pydantic.Field(default_factory=Runtime, description="What the hosts need before any trial.")
+    artifacts: list[Artifact] = pydantic.Field(
+        default=[], description="Files and directories of yours that the hosts get."
+    )
+    parameters: dict[ParameterName, Parameter] = pydantic.Field(
+        default={}, description="Variables for templates. A list is an axis of the sweep, a single value a constant."
+    )
+    include: list[Point] = pydantic.Field(
+        default=[],
+        description="Points besides the product of the axes. Each names every axis, and may set constants anew.",
+    )
+    exclude: list[Point] = pydantic.Field(
+        default=[], description="Points to leave out: every one that matches all the values of an entry."
+    )
+    repeats: t.Annotated[int, pydantic.Field(ge=1)] = pydantic.Field(
+        default=1, description="How often each point is measured."
+    )
+    warmups: t.Annotated[int, pydantic.Field(ge=0)] = pydantic.Field(
+        default=0, description="How often each point is run first without being counted."
+    )
+    order: t.Literal["random", "sequential"] = pydantic.Field(
+        default="random", description="Order of the points within each repeat: shuffled by the seed, or as written."
+    )
+    seed: t.Annotated[int, pydantic.Field(ge=0)] = pydantic.Field(
+        default=0, description="Seed of the random order. It is recorded in the plan."
+    )
+    command: Command | None = pydantic.Field(
+        default=None, description="Shell command that every host of a trial runs. A template."
+    )
+    environment: dict[VariableName, Text] = pydantic.Field(
+        default={}, description="Environment variables of every command. Values may be templates."
+    )
+    user: Login | None = pydantic.Field(default=None, description="Login name that runs the commands. Left out: root.")
+    timeout: Duration = pydantic.Field(
+        default=120, description="How long the commands of one trial may run: seconds, or with a unit (2m)."
+    )
+    barrier: Barrier = pydantic.Field(default_factory=Barrier, description="When a trial may start.")
+    collect: list[Glob] = pydantic.Field(
+        default=[],
+        description="Files to keep besides stdout and stderr: globs below the working directory of each host.",
+    )
+    expires_after: Duration | None = pydantic.Field(
+        default=None,
+        description="Hosts power off this long after the run began. Left out: twice the longest time, and 1 h.",
+    )
+
+
+# --- reading and checking ---------------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class Experiment:
+    """A checked experiment. `source` is its path, relative to the project where it is in it."""
+
+    name: str
+    source: str
+    spec: ExperimentFile
+    document: Document
+
+    @property
+    def axes(self) -> dict[str, list[Scalar]]:
+        """The parameters that are swept, in the order of the file."""
+        return {name: value for name, value in self.spec.parameters.items() if isinstance(value, list)}
+
+    @property
+    def constants(self) -> dict[str, Scalar]:
+        """The parameters that are not."""
+        return {name: value for name, value in self.spec.parameters.items() if not isinstance(value, list)}
+
+
+def load_experiment(
+    text: str, source: str, overrides: str = "", *, exists: t.Callable[[str], bool] = lambda path: True
+) -> Experiment:
+    """Check an experiment and everything it names.
+
+    Args:
+        text: the file's content.
+        source: the file's path, as problems name it and as artifacts are relative to; relative to the project, or
+            absolute.
+        overrides: what ``-e set=...`` gave: ``path=value`` with YAML values, between commas.
+        exists: whether a path (relative to the project, or absolute) is there.
+
+    Raises:
+        ExperimentError: with every problem that there is.
+    """
+    name = pathlib.PurePath(source).stem
+    if len(text) > _MAX_TEXT:
+        raise ExperimentError([Problem(source, None, "", "is too large for an experiment", "Is this the right file?")])
+    document = parse(text, source)
+    if document.data is not None and not isinstance(document.data, dict):
+        document.problems.append(
+            document.problem((), "is not a mapping of keys to values", "docs/experiment.md shows a short experiment.")
+        )
+    if not isinstance(document.data, dict):
+        raise ExperimentError(document.problems)
+    wanted, problems = parse_overrides(overrides)
+    document = apply_overrides(document, wanted, fixed=("groups", "sites", "parameters"))
+    problems += document.problems
+    if not EXPERIMENT_NAME.fullmatch(name):
+        remedy = "Rename the file: lower-case letters, digits, - and _, 40 characters at most, a letter or digit first."
+        problems.append(Problem(source, None, "", f"{name!r} cannot name an experiment", remedy))
+    spec, found, pruned = _validate(document)
+    problems += found
+    if spec is not None:
+        problems += _check(spec, document, source, exists, problems, pruned)
+    if problems or spec is None:
+        raise ExperimentError(problems)
+    return Experiment(name, source, spec, document)
+
+
+def _validate(document: Document) -> tuple[ExperimentFile | None, list[Problem], set[Path]]:
+    """The model of the data without the parts that are wrong, so that the rest can be checked in the same go.
+
+    Returns:
+        The model, or None where nothing is left of it; the problems; the paths of the parts that were cut out.
+    """
+    data = copy.deepcopy(document.data)
+    problems: list[Problem] = []
+    pruned = {path for path in document.unreadable if path and _prune(data, path)}
+    while True:
+        try:
+            return ExperimentFile.model_validate(data), problems, pruned
+        except pydantic.ValidationError as exc:
+            errors = exc.errors(include_url=False)
+        progress = False
+        for error in errors:
+            loc = tuple(part for part in error["loc"] if part != "[key]")
+            # Not what the user did, but what cutting out a wrong part led to.
+            if not any(path[: len(loc)] == loc or loc[: len(path)] == path for path in pruned):
+                problems.append(_problem(document, loc, error))
+        for error in sorted(errors, key=lambda e: _order(e["loc"]), reverse=True):
+            loc = tuple(part for part in error["loc"] if part != "[key]")
+            path = loc[:-1] if error["type"] == "missing" else loc
+            if path and path not in pruned:
+                progress |= _prune(data, path)
+                pruned.add(path)
+        if not progress:
+            return None, problems, pruned
+
+
+def _order(path: Path) -> list[tuple[bool, int, str]]:
+    """Sorts paths so that, from the end, an item of a list is cut out before those that stand above it."""
+    return [(isinstance(part, int), part if isinstance(part, int) else 0, str(part)) for part in path]
+
+
+def _prune(data: t.Any, path: Path) -> bool:
+    *parents, last = path
+    for part in parents:
+        data = _item(data, part)
+    if isinstance(data, dict) and last in data:
+        del data[last]
+        return True
+    if isinstance(data, list) and isinstance(last, int) and last < len(data):
+        del data[last]
+        return True
+    return False
+
+
+def _item(data: t.Any, part: str | int) -> t.Any:
+    if isinstance(data, dict):
+        return data.get(part)
+    return data[part] if isinstance(data, list) and isinstance(part, int) and part < len(data) else None
+
+
+_KINDS: t.Final = {
+    "string_type": "a text", "int_type": "a whole number", "int_from_float": "a whole number", "list_type": "a list",
+    "dict_type": "a mapping", "model_type": "a mapping", "model_attributes_type": "a mapping",
+}  # fmt: skip
+
+
+def _problem(document: Document, loc: Path, error: t.Any) -> Problem:
+    """A pydantic error in the user's words."""
+    kind, value, context = error["type"], error["input"], error.get("ctx", {})
+    description = _description(loc)
+    if kind == "startline":
+        return document.problem(loc, context["message"], context["remedy"])
+    if kind == "extra_forbidden":
+        remedy = did_you_mean(str(loc[-1]), _keys(loc[:-1]), "Known here")
+        return document.problem(loc, "is not a key that means anything here", remedy)
+    if kind == "missing":
+        return document.problem(loc, "is missing", description)
+    if kind == "literal_error":
+        choices = [choice.strip(" '") for choice in re.split(r",| or ", context["expected"])]
+        return document.problem(loc, f"must be {' or '.join(choices)}, not {_shown(value)}", description)
+    if kind == "greater_than_equal":
+        return document.problem(loc, f"must be at least {context['ge']}, not {_shown(value)}", description)
+    if kind in ("too_short", "string_too_short"):
+        return document.problem(loc, "is empty", description)
+    if kind in _KINDS:
+        given = "nothing" if value is None else _shown(value)
+        hint = f'Quote it: "{_template.as_text(value)}". ' if kind == "string_type" and _is_scalar(value) else ""
+        return document.problem(loc, f"must be {_KINDS[kind]}, not {given}", hint + description)
+    return document.problem(loc, str(error["msg"]).lower(), description)
+
+
+def _type_at(path: Path) -> t.Any:
+    """The type that the model has at `path`, and the field that describes it."""
+    current: t.Any = ExperimentFile
+    field: pydantic.fields.FieldInfo | None = None
+    for part in path:
+        current = _bare(current)
+        if isinstance(current, type) and issubclass(current, _Model):
+            field = current.model_fields.get(str(part))
+            current = field.annotation if field else None
+        else:
+            current = t.get_args(current)[-1] if t.get_args(current) else None
+    return _bare(current), field
+
+
+def _bare(annotation: t.Any) -> t.Any:
+    while t.get_origin(annotation) in (t.Annotated, t.Union, types.UnionType):
+        annotation = next(arg for arg in t.get_args(annotation) if arg is not type(None))
+    return annotation
+
+
+def _keys(path: Path) -> list[str]:
+    model, _field = _type_at(path)
+    return list(model.model_fields) if isinstance(model, type) and issubclass(model, _Model) else []
+
+
+def _description(path: Path) -> str:
+    model, field = _type_at(path)
+    text = field.description if field else None
+    return (
+        text
+        or (model.__doc__ if isinstance(model, type) and issubclass(model, _Model) else None)
+        or "docs/experiment.md tells its form."
+    )
+
+
+# --- checks beyond single values --------------------------------------------------------------------------------------
+
+
+def _check(
+    spec: ExperimentFile,
+    document: Document,
+    source: str,
+    exists: t.Callable[[str], bool],
+    known: t.Sequence[Problem],
+    pruned: t.Collection[Path],
+) -> list[Problem]:
+    # Names come from what the user wrote, not from the model: a group with one wrong key is still a declared group.
+    names = _Names(
+        pruned=pruned,
+        groups=_declared(document, "groups"),
+        sites=_declared(document, "sites"),
+        parameters=_declared(document, "parameters"),
+    )
+    return [
+        *_check_sites(spec, document),
+        *_check_groups(spec, document, names, known),
+        *_check_artifacts(spec, document, names, source, exists),
+        *_check_parameters(spec, document, names),
+        *_check_templates(spec, document, names),
+    ]
+
+
+@dataclasses.dataclass(frozen=True)
+class _Names:
+    """What the user declared, and which of it was cut out of the model."""
+
+    pruned: t.Collection[Path]
+    groups: tuple[str, ...]
+    sites: tuple[str, ...]
+    parameters: tuple[str, ...]
+
+    def items(self, key: str, values: t.Sequence[_Item]) -> t.Iterator[tuple[int, _Item]]:
+        """The items of a list with the index that each has in the file."""
+        kept = (index for index in itertools.count() if (key, index) not in self.pruned)
+        return zip(kept, values, strict=False)
+
+
+def _declared(document: Document, key: str) -> tuple[str, ...]:
+    section = document.data.get(key)
+    return tuple(str(name) for name in section) if isinstance(section, dict) else ()
+
+
+def site_networks(spec: ExperimentFile) -> dict[str, str]:
+    """Each site's CIDR; sites that give none get 10.77.0.0/16, 10.78.0.0/16 ... by their position."""
+    sites = spec.sites or {"default": Site()}
+    return {name: site.cidr or f"10.{77 + position}.0.0/16" for position, (name, site) in enumerate(sites.items())}
+
+
+_PRIVATE: t.Final = tuple(ipaddress.IPv4Network(text) for text in ("10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16"))
+
+
+def _check_sites(spec: ExperimentFile, document: Document) -> t.Iterator[Problem]:
+    networks: dict[str, ipaddress.IPv4Network] = {}
+    if len(spec.sites) > 100:
+        yield document.problem(("sites",), f"has {len(spec.sites)} sites", "100 are the limit.")
+        return
+    for name, cidr in site_networks(spec).items():
+        path: Path = ("sites", name, "cidr")
+        try:
+            network = ipaddress.IPv4Network(cidr)
+        except ValueError as exc:
+            yield document.problem(
+                path, f"is not an IPv4 network: {exc}", "For example 10.77.0.0/16, with zeros after the prefix."
+            )
+            continue
+        if not 16 <= network.prefixlen <= 28 or not any(network.subnet_of(private) for private in _PRIVATE):
+            remedy = "AWS takes /16 to /28; use one within 10.0.0.0/8, 172.16.0.0/12 or 192.168.0.0/16."
+            yield document.problem(path, f"cannot be the network of a site: {cidr}", remedy)
+            continue
+        other = next((known for known, taken in networks.items() if taken.overlaps(network)), None)
+        if other:
+            yield document.problem(
+                path, f"{cidr} overlaps the network of site {other}", "Give each site a network of its own."
+            )
+        networks[name] = network
+
+
+def _check_groups(
+    spec: ExperimentFile, document: Document, names: _Names, known: t.Sequence[Problem]
+) -> t.Iterator[Problem]:
+    for name, group in spec.groups.items():
+        path: Path = ("groups", name)
+        if name in _RESERVED_GROUPS or name.startswith(("site_", "run_")):
+            yield document.problem(
+                path, f"{name} is a group that Ansible or Startline makes itself", "Choose another name."
+            )
+        if group.site is not None and group.site not in names.sites:
+            remedy = did_you_mean(group.site, names.sites, "Declared sites")
+            yield document.problem((*path, "site"), f"{group.site} is not declared in sites", remedy)
+        if group.site is None and len(names.sites) > 1:
+            yield document.problem(
+                (*path, "site"), "is missing, and there is more than one", f"Declared sites: {listed(names.sites)}."
+            )
+        has_command = (
+            group.command
+            or spec.command
+            or "command" in document.data
+            or "command" in (document.data["groups"][name] or {})
+        )
+        if not has_command:
+            remedy = "Give the experiment a command, or each of its groups."
+            yield document.problem((*path, "command"), f"{name} has nothing to run", remedy)
+        image = group.image
+        complete = (
+            image is None
+            or (image.id and not image.name and not image.owner)
+            or (image.name and image.owner and not image.id)
+        )
+        place = format_path((*path, "image"))
+        if not complete and not any(problem.path.startswith(place) for problem in known):
+            yield document.problem((*path, "image"), "names no image", "Give either id, or both name and owner.")
+    if spec.rendezvous is not None and spec.rendezvous not in names.groups:
+        remedy = did_you_mean(spec.rendezvous, names.groups, "Declared groups")
+        yield document.problem(("rendezvous",), f"{spec.rendezvous} is not a group", remedy)
+
+
+def artifact_dest(artifact: Artifact) -> str:
+    """The name of an artifact in the working directories."""
+    return artifact.dest or pathlib.PurePosixPath(artifact.src).name
+
+
+def artifact_source(artifact: Artifact, source: str) -> str:
+    """Where an artifact is: relative to the project as the experiment file is, or absolute."""
+    return os.path.normpath(os.path.join(os.path.dirname(source), artifact.src))
+
+
+def _check_artifacts(
+    spec: ExperimentFile, document: Document, names: _Names, source: str, exists: t.Callable[[str], bool]
+) -> t.Iterator[Problem]:
+    users: dict[tuple[str, str], int] = {}
+    for index, artifact in names.items("artifacts", spec.artifacts):
+        path: Path = ("artifacts", index)
+        where, dest = artifact_source(artifact, source), artifact_dest(artifact)
+        if not exists(where):
+            remedy = "src is relative to the experiment file." + (
+                " ~ is not filled in." if artifact.src.startswith("~") else ""
+            )
+            yield document.problem((*path, "src"), f"there is no file or directory {where}", remedy)
+        if not re.fullmatch(r"(?!\.{1,2}$)[A-Za-z0-9._-]{1,100}", dest):
+            remedy = "Give dest: one name of letters, digits, dot, _ and -."
+            yield document.problem((*path, "dest"), f"{_shown(dest)} cannot be a name in the working directory", remedy)
+        if dest in _RESERVED_FILES:
+            yield document.problem(
+                (*path, "dest"), f"{dest} is a file that Startline writes itself", "Choose another dest."
+            )
+        for group in artifact.groups or names.groups:
+            if group not in names.groups:
+                remedy = did_you_mean(group, names.groups, "Declared groups")
+                yield document.problem((*path, "groups"), f"{group} is not a group", remedy)
+            elif (group, dest) in users:
+                first = format_path(("artifacts", users[group, dest]))
+                yield document.problem(
+                    (*path, "dest"), f"{group} has {dest} from {first} already", "Choose another dest."
+                )
+            users.setdefault((group, dest), index)
+
+
+def _check_parameters(spec: ExperimentFile, document: Document, names: _Names) -> t.Iterator[Problem]:
+    for name in spec.parameters:
+        path: Path = ("parameters", name)
+        if name in _template.HOST_VARIABLES:
+            remedy = f"Choose another name; these are set for every host: {', '.join(_template.HOST_VARIABLES)}."
+            yield document.problem(path, f"{name} is what a host knows about itself", remedy)
+        if name.lower() in _template.JINJA_NAMES:
+            yield document.problem(path, f"{name} is a word of the template language", "Choose another name.")
+    axes = {name: value for name, value in spec.parameters.items() if isinstance(value, list)}
+    for index, entry in names.items("exclude", spec.exclude):
+        for name, value in entry.items():
+            path = ("exclude", index, name)
+            if name not in names.parameters:
+                yield document.problem(path, f"{name} is not a parameter", did_you_mean(name, axes, "Axes"))
+            elif name in spec.parameters and name not in axes:
+                yield document.problem(
+                    path, f"{name} has one value only, so it tells no points apart", f"Axes: {listed(axes)}."
+                )
+            elif name in axes and value not in axes[name]:
+                shown = listed(_shown(item) for item in axes[name])
+                yield document.problem(path, f"{_shown(value)} is not a value of the axis", f"Its values: {shown}.")
+    for index, entry in names.items("include", spec.include):
+        for name in entry:
+            if name not in names.parameters:
+                remedy = did_you_mean(name, names.parameters, "Parameters")
+                yield document.problem(("include", index, name), f"{name} is not a parameter", remedy)
+        lacking = [name for name in axes if name not in entry]
+        if lacking:
+            remedy = f"A point names every axis: {listed(axes)}."
+            yield document.problem(("include", index), f"says nothing of {listed(lacking)}", remedy)
+
+
+def _check_templates(spec: ExperimentFile, document: Document, names: _Names) -> t.Iterator[Problem]:
+    for_hosts = tuple(dict.fromkeys((*names.parameters, *_template.HOST_VARIABLES)))
+    used: set[str] = set()
+    broken = False
+    for path, text, known in _templates(spec, for_hosts, names.parameters):
+        try:
+            wanted = _template.undeclared(text)
+        except _template.TemplateProblem as exc:
+            broken = True
+            yield document.problem(path, str(exc), "Templates are Jinja2: {{ name }}, {{ count + 1 }}, {% if ... %}.")
+            continue
+        used |= wanted
+        for name in sorted(wanted - set(known)):
+            broken = True
+            if name in _template.HOST_VARIABLES:
+                message = f"{name} differs from host to host, so it is not known here"
+                yield document.problem(path, message, f"Only parameters are: {listed(names.parameters)}.")
+            else:
+                yield document.problem(
+                    path, f"the template names {name}, which is not known", did_you_mean(name, known, "Known")
+                )
+    # A wrong name is likely to be the axis that seems unused: one problem is enough.
+    for name, value in spec.parameters.items():
+        if isinstance(value, list) and name not in used and not broken:
+            remedy = (
+                f"Use {{{{ {name} }}}} in a command, an environment or a count; for the same trial again, use repeats."
+            )
+            yield document.problem(
+                ("parameters", name), "is an axis that no template uses: its points would all be the same", remedy
+            )
+
+
+def _templates(
+    spec: ExperimentFile, for_hosts: tuple[str, ...], for_points: tuple[str, ...]
+) -> t.Iterator[tuple[Path, str, tuple[str, ...]]]:
+    """Every template, where it stands, and the names it may use."""
+    if spec.command:
+        yield ("command",), spec.command, for_hosts
+    for variable, value in spec.environment.items():
+        yield ("environment", variable), value, for_hosts
+    for name, group in spec.groups.items():
+        if isinstance(group.count, str):
+            yield ("groups", name, "count"), group.count, for_points
+        if group.command:
+            yield ("groups", name, "command"), group.command, for_hosts
+        for variable, value in group.environment.items():
+            yield ("groups", name, "environment", variable), value, for_hosts
+
+
+# --- experiments of a project -----------------------------------------------------------------------------------------
+
+
+def find_experiment(exp: str, names: t.Sequence[str], is_file: t.Callable[[str], bool]) -> str:
+    """The path of the experiment that the user means: a name of experiments/, or the path of a file.
+
+    Args:
+        exp: what ``-e exp=`` gave.
+        names: the experiments that there are.
+        is_file: whether a path, relative to the project or absolute, is a file.
+    """
+    if exp in names:
+        return f"experiments/{exp}.yml"
+    if "/" in exp or exp.endswith((".yml", ".yaml")):
+        if is_file(exp):
+            return os.path.normpath(exp)
+        problem = Problem(
+            "-e exp",
+            None,
+            "",
+            f"there is no file {exp}",
+            f"Experiments here: {listed(names)}. Or give the path of a file.",
+        )
+    else:
+        problem = Problem(
+            "-e exp",
+            None,
+            "",
+            f"there is no experiment {exp!r}",
+            did_you_mean(exp, names, "There are") + " Or give the path of a file.",
+        )
+    raise ExperimentError([problem])
+
+
+def json_schema() -> str:
+    """The JSON Schema of experiment files, for editors; as it is committed."""
+    schema = {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        **ExperimentFile.model_json_schema(),
+        "title": "Startline experiment",
+    }
+    return json.dumps(_tidy(schema), indent=2, ensure_ascii=False) + "\n"
+
+
+def _tidy(node: t.Any) -> t.Any:
+    """Without pydantic's titles, which repeat the keys, and with names as strict as the model has them."""
+    if isinstance(node, list):
+        return [_tidy(item) for item in node]
+    if not isinstance(node, dict):
+        return node
+    tidy = {
+        key: _tidy(value)
+        for key, value in node.items()
+        if key != "title" or not isinstance(value, str) or "$schema" in node
+    }
+    return {**tidy, "additionalProperties": False} if "patternProperties" in tidy else tidy
+
+
+if __name__ == "__main__":
+    import sys
+
+    sys.stdout.write(json_schema())

@@ -1,0 +1,477 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The plan: a pure function of the experiment and a seed. Everything after it reads it, nothing re-derives it.
+
+This util is PRIVATE to the collection.
+"""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import hashlib
+import ipaddress
+import itertools
+import json
+import math
+import re
+import typing as t
+
+from ansible_collections.startline.lab.plugins.plugin_utils import _template, _trial
+from ansible_collections.startline.lab.plugins.plugin_utils._document import Path
+from ansible_collections.startline.lab.plugins.plugin_utils._errors import ExperimentError, PlanError, Problem
+from ansible_collections.startline.lab.plugins.plugin_utils._experiment import (
+    Experiment,
+    Scalar,
+    artifact_dest,
+    artifact_source,
+    site_networks,
+)
+from ansible_collections.startline.lab.plugins.plugin_utils._hosts_config import version_key
+
+FORMAT: t.Final = "startline-plan/1"
+#: More trials or hosts than these are typing errors; either would take weeks or a fortune.
+MAX_TRIALS: t.Final = 10_000
+MAX_HOSTS: t.Final = 10_000
+#: Addresses of a subnet that AWS keeps for itself: the first four and the last.
+RESERVED_ADDRESSES: t.Final = 5
+#: The subnet of a site is the start of its network, so that later kinds of subnets find room behind it.
+SUBNET_PREFIX: t.Final = 20
+
+#: Seconds that a fleet may take until its first trial, and that a trial may take besides barrier and timeout (clean-up,
+#: stopping what does not stop by itself, delivery of the evidence). Generous: they bound the worst case.
+SETUP_ALLOWANCE: t.Final = 600
+TRIAL_ALLOWANCE: t.Final = 30
+
+Plan = dict[str, t.Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class _Point:
+    """A point of the sweep: what makes it different, all the parameters there, and the hosts of each group."""
+
+    values: dict[str, Scalar]
+    parameters: dict[str, Scalar]
+    where: Path
+    counts: dict[str, int]
+
+    def __str__(self) -> str:
+        return (
+            ", ".join(f"{name}={_template.as_text(value)}" for name, value in self.values.items()) or "the only trial"
+        )
+
+
+def canonical(data: t.Any) -> bytes:
+    """JSON that is the same for the same data, whatever the order of keys."""
+    return json.dumps(data, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode()
+
+
+def digest(plan: t.Mapping[str, t.Any]) -> str:
+    """sha256 of a plan's canonical JSON, without the digest itself and without where the file was."""
+    content = {key: value for key, value in plan.items() if key not in ("digest", "source")}
+    # The order of groups, which is the order of ranks, is kept by the list of members.
+    return hashlib.sha256(canonical(content)).hexdigest()
+
+
+def expand(experiment: Experiment, *, seed: int | None = None) -> Plan:
+    """The plan of an experiment.
+
+    Args:
+        experiment: the checked experiment.
+        seed: of the random order; the experiment's own if None.
+
+    Raises:
+        ExperimentError: a sweep that is impossible or too large, a count that is no count, a template that fails at a
+            point.
+    """
+    spec = experiment.spec
+    seed = spec.seed if seed is None else seed
+    points = _points(experiment)
+    counts = {name: max(point.counts[name] for point in points) for name in spec.groups}
+    sites = {
+        name: {"region": spec.sites[name].region if name in spec.sites else None, "cidr": cidr}
+        for name, cidr in site_networks(spec).items()
+    }
+    only_site = next(iter(sites))
+    groups = {
+        name: {
+            "site": group.site or only_site,
+            "count": counts[name],
+            "instance_type": group.instance_type,
+            "image": group.image.model_dump(exclude_none=True) if group.image else None,
+            "volume_size": group.volume_size,
+            "command": group.command or spec.command,
+            "environment": {**spec.environment, **group.environment},
+            "user": spec.user,
+        }
+        for name, group in spec.groups.items()
+    }
+    _check_room(experiment, counts, groups, sites)
+    rendezvous = spec.rendezvous or ("coordinator" if "coordinator" in groups else next(iter(groups)))
+    trials = _trials(experiment, points, seed)
+    worst_case = SETUP_ALLOWANCE + math.ceil(len(trials) * (spec.barrier.deadline + spec.timeout + TRIAL_ALLOWANCE))
+    if spec.expires_after is not None and spec.expires_after < worst_case:
+        remedy = f"Give {describe_seconds(worst_case)} or more, or leave it out."
+        message = f"the hosts would power off before the end: the run may take {describe_seconds(worst_case)}"
+        raise ExperimentError([experiment.document.problem(("expires_after",), message, remedy)])
+    plan: Plan = {
+        "format": FORMAT,
+        "experiment": experiment.name,
+        "description": spec.description,
+        "source": experiment.source,
+        "seed": seed,
+        "order": spec.order,
+        "sites": sites,
+        "groups": groups,
+        "members": [
+            {"name": f"{group}-{index}", "group": group, "index": index, "site": groups[group]["site"]}
+            for group, count in counts.items()
+            for index in range(count)
+        ],
+        "rendezvous": f"{rendezvous}-0",
+        "runtime": {"packages": list(dict.fromkeys(spec.runtime.packages))},
+        "artifacts": [
+            {
+                "src": artifact_source(artifact, experiment.source),
+                "dest": artifact_dest(artifact),
+                "groups": [name for name in groups if artifact.groups is None or name in artifact.groups],
+            }
+            for artifact in spec.artifacts
+        ],
+        "barrier": {"policy": "all", **spec.barrier.model_dump()},
+        "timeout": spec.timeout,
+        "worst_case": worst_case,
+        "expires_after": spec.expires_after if spec.expires_after is not None else max(3600, 2 * worst_case + 3600),
+        "collect": list(spec.collect),
+        "trials": trials,
+    }
+    plan["digest"] = digest(plan)
+    problems = _rehearse(experiment, plan, points)
+    if problems:
+        raise ExperimentError(problems)
+    return plan
+
+
+# --- points -----------------------------------------------------------------------------------------------------------
+
+
+def _points(experiment: Experiment) -> list[_Point]:
+    """The points of the sweep in the order of the file: the product of the axes, less the excluded, and the
+    included.
+    """
+    spec, document, axes = experiment.spec, experiment.document, experiment.axes
+    size = math.prod(len(values) for values in axes.values())
+    if size > 10 * MAX_TRIALS:
+        raise ExperimentError([_too_many(experiment, size * (spec.repeats + spec.warmups))])
+    product: list[dict[str, Scalar]] = [
+        dict(zip(axes, values, strict=True)) for values in itertools.product(*axes.values())
+    ]
+    problems: list[Problem] = []
+    excluded: set[int] = set()
+    for index, entry in enumerate(spec.exclude):
+        matching = {i for i, point in enumerate(product) if entry.items() <= point.items()}
+        if matching <= excluded:
+            problems.append(
+                document.problem(("exclude", index), "excludes no point", "Remove it, or correct its values.")
+            )
+        excluded |= matching
+    chosen: list[tuple[dict[str, Scalar], Path]] = [
+        (point, ("parameters",)) for i, point in enumerate(product) if i not in excluded
+    ]
+    for index, entry in enumerate(spec.include):
+        # Axes first and in their order, so that a point looks the same however it was written.
+        point = {name: entry[name] for name in (*axes, *experiment.constants) if name in entry}
+        if any(_same(point, known) for known, _where in chosen):
+            problems.append(document.problem(("include", index), "is a point of the sweep already", "Remove it."))
+        chosen.append((point, ("include", index)))
+    if not chosen:
+        problems.append(document.problem(("exclude",), "leaves no point, so there would be no trial", "Exclude less."))
+    total = len(chosen) * (spec.repeats + spec.warmups)
+    if total > MAX_TRIALS:
+        problems.append(_too_many(experiment, total))
+    if problems:
+        raise ExperimentError(problems)
+    points = []
+    for values, where in chosen:
+        parameters = {**experiment.constants, **values}
+        counts, found = _counts(experiment, values, parameters)
+        problems += found
+        points.append(_Point(values, parameters, where, counts))
+    if problems:
+        raise ExperimentError(problems)
+    return points
+
+
+def _same(one: dict[str, Scalar], other: dict[str, Scalar]) -> bool:
+    return one.keys() == other.keys() and all(
+        _template.as_text(one[key]) == _template.as_text(other[key]) for key in one
+    )
+
+
+def _too_many(experiment: Experiment, total: int) -> Problem:
+    lengths = " x ".join(f"{len(values)} {name}" for name, values in experiment.axes.items()) or "1 point"
+    spec = experiment.spec
+    warm = f" + {spec.warmups} warm-ups" if spec.warmups else ""
+    message = f"the sweep has {total:,} trials ({lengths}, x {spec.repeats} repeats{warm}); {MAX_TRIALS:,} is the limit"
+    key: Path = ("parameters",) if experiment.axes else ("repeats",)
+    return experiment.document.problem(key, message, "Shorten an axis, exclude points, or split the experiment.")
+
+
+def _counts(
+    experiment: Experiment, values: dict[str, Scalar], parameters: dict[str, Scalar]
+) -> tuple[dict[str, int], list[Problem]]:
+    counts: dict[str, int] = {}
+    problems: list[Problem] = []
+    point = ", ".join(f"{name}={_template.as_text(value)}" for name, value in values.items()) or "the only point"
+    for name, group in experiment.spec.groups.items():
+        counts[name] = group.count if isinstance(group.count, int) else 1
+        if isinstance(group.count, int):
+            continue
+        try:
+            text = _template.render(group.count, parameters).strip()
+        except _template.TemplateProblem as exc:
+            message, text = f"fails at {point}: {exc}", None
+        else:
+            message = f"is {text!r} at {point}: not a whole number of at least 1"
+        if text is not None and re.fullmatch(r"\d{1,9}", text) and int(text) >= 1:
+            counts[name] = int(text)
+        else:
+            remedy = "Correct the parameter or the template; {{ a // b }} divides without a remainder."
+            problems.append(experiment.document.problem(("groups", name, "count"), message, remedy))
+    return counts, problems
+
+
+def _check_room(
+    experiment: Experiment,
+    counts: dict[str, int],
+    groups: dict[str, dict[str, t.Any]],
+    sites: dict[str, dict[str, t.Any]],
+) -> None:
+    """Refuse fleets that no network holds."""
+    problems = []
+    total = sum(counts.values())
+    if total > MAX_HOSTS:
+        largest = max(counts, key=lambda name: counts[name])
+        message = f"the fleet has {total:,} hosts; {MAX_HOSTS:,} is the limit"
+        problems.append(
+            experiment.document.problem(("groups", largest, "count"), message, "Is there a digit too many?")
+        )
+    for site, values in sites.items():
+        wanted = sum(count for name, count in counts.items() if groups[name]["site"] == site)
+        room = site_subnet(values["cidr"]).num_addresses - RESERVED_ADDRESSES
+        if wanted > room and total <= MAX_HOSTS:
+            subnet = site_subnet(values["cidr"])
+            message = f"{wanted} hosts do not fit into {subnet}, the subnet of site {site}: it has room for {room}"
+            problems.append(
+                experiment.document.problem(("sites", site, "cidr"), message, "Give the site a larger network (cidr).")
+            )
+    if problems:
+        raise ExperimentError(problems)
+
+
+# --- trials -----------------------------------------------------------------------------------------------------------
+
+
+def _trials(experiment: Experiment, points: list[_Point], seed: int) -> list[dict[str, t.Any]]:
+    """All trials in the order in which they run.
+
+    Each repeat is a block that holds every point once, so that a drift of the environment (other tenants, caches,
+    heat) meets all points alike instead of being taken for an effect of the parameter that happened to be swept last.
+    """
+    spec = experiment.spec
+    stems = _stems([point.values for point in points])
+    blocks = [(True, n) for n in range(1, spec.warmups + 1)] + [(False, n) for n in range(1, spec.repeats + 1)]
+    trials = []
+    for warmup, repeat in blocks:
+        suffix = f"{'w' if warmup else 'r'}{repeat}"
+        block = list(zip(points, stems, strict=True))
+        if spec.order == "random":
+            block.sort(key=lambda item: _shuffle_key(seed, suffix, item[0].values))
+        for point, stem in block:
+            trials.append(
+                {
+                    "trial_id": f"{stem}.{suffix}" if stem else suffix,
+                    "point": point.values,
+                    "parameters": point.parameters,
+                    "repeat": repeat,
+                    "warmup": warmup,
+                    "members": [f"{name}-{index}" for name, count in point.counts.items() for index in range(count)],
+                    "timeout": spec.timeout,
+                }
+            )
+    return trials
+
+
+def _shuffle_key(seed: int, block: str, values: dict[str, Scalar]) -> bytes:
+    # A hash, not random.shuffle: the order is the same with every release of Python, and can be recomputed from a
+    # paper.
+    return hashlib.sha256(canonical([seed, block, values])).digest()
+
+
+_UNSAFE: t.Final = re.compile(r"[^A-Za-z0-9._-]+")
+#: Longest trial id: a directory, an S3 key's part and a line in a terminal. The suffix (".r10000") has its share.
+MAX_TRIAL_ID: t.Final = 80
+_MAX_STEM: t.Final = MAX_TRIAL_ID - 8
+
+
+def _stems(points: t.Sequence[t.Mapping[str, Scalar]]) -> list[str]:
+    """A readable, unique and safe name for each point: ``protocol-normal.parties-8``; empty where nothing is swept."""
+    stems = [
+        _UNSAFE.sub("-", ".".join(f"{name}-{_template.as_text(value)}" for name, value in point.items()))
+        for point in points
+    ]
+    # Some file systems do not tell case apart.
+    uses = collections.Counter(stem.casefold() for stem in stems)
+    # 6 digits are enough for people; 16 for a sweep of thousands of points with nothing readable to tell them apart.
+    for width in (6, 16):
+        named = [
+            f"{stem[: _MAX_STEM - width - 1]}-{hashlib.sha256(canonical(dict(point))).hexdigest()[:width]}"
+            if uses[stem.casefold()] > 1 or len(stem) > _MAX_STEM
+            else stem
+            for stem, point in zip(stems, points, strict=True)
+        ]
+        if len({stem.casefold() for stem in named}) == len(named):
+            break
+    return named
+
+
+def _rehearse(experiment: Experiment, plan: Plan, points: list[_Point]) -> list[Problem]:
+    """Render everything once per point and group with made-up addresses: a template that fails shall fail here, for
+    free.
+    """
+    addresses = {
+        member["name"]: {"address": str(ipaddress.IPv4Address("10.77.0.4") + position)}
+        for position, member in enumerate(plan["members"])
+    }
+    seen: set[tuple[Path, str]] = set()
+    problems = []
+    done: set[str] = set()
+    for trial in plan["trials"]:
+        stem = trial["trial_id"].rpartition(".")[0]
+        if stem in done:
+            continue
+        done.add(stem)
+        for failure in _trial.rehearse(plan, trial, addresses):
+            path: Path = ("groups", failure.group, *failure.path)
+            if path not in experiment.document.lines:
+                path = failure.path  # the group has it from the experiment
+            if (path, failure.message) not in seen:
+                seen.add((path, failure.message))
+                where = f" (trial {trial['trial_id']}, {failure.member})"
+                problems.append(
+                    experiment.document.problem(
+                        path, f"fails: {failure.message}{where}", "docs/experiment.md lists what templates can use."
+                    )
+                )
+    return problems
+
+
+# --- what others read from a plan -------------------------------------------------------------------------------------
+
+
+def site_subnet(cidr: str) -> ipaddress.IPv4Network:
+    """The subnet of a site's network that holds its hosts: its first /20, or all of a smaller network."""
+    network = ipaddress.IPv4Network(cidr)
+    return network if network.prefixlen >= SUBNET_PREFIX else next(network.subnets(new_prefix=SUBNET_PREFIX))
+
+
+def check_format(plan: t.Any) -> None:
+    """Refuse what is no plan, or one of another release.
+
+    Raises:
+        PlanError: with what to do.
+    """
+    found = plan.get("format") if isinstance(plan, t.Mapping) else None
+    if found != FORMAT:
+        raise PlanError(
+            f"a plan of the format {FORMAT} is needed, not {found or type(plan).__name__}: "
+            "make it again from the experiment"
+        )
+
+
+def check_plan(plan: t.Mapping[str, t.Any]) -> None:
+    """Refuse a plan of another format, or one that was changed by hand.
+
+    Raises:
+        PlanError: with what to do.
+    """
+    check_format(plan)
+    if plan.get("digest") != digest(plan):
+        raise PlanError(
+            "the plan does not match its digest, so it was changed after it was made: make it again from the experiment"
+        )
+
+
+def describe_seconds(seconds: float) -> str:
+    """``2 h 5 min``: how people say it, two units at most."""
+    seconds = math.ceil(seconds)
+    units = ((86400, "d"), (3600, "h"), (60, "min"), (1, "s"))
+    parts = []
+    for size, unit in units:
+        if seconds >= size:
+            parts.append(f"{seconds // size} {unit}")
+            seconds %= size
+    return " ".join(parts[:2]) or "0 s"
+
+
+def summary(plan: Plan) -> str:
+    """The plan as a person checks it before money is spent."""
+    trials = plan["trials"]
+    counted = [trial for trial in trials if not trial["warmup"]]
+    warmups = len(trials) - len(counted)
+    by_point: dict[str, list[dict[str, t.Any]]] = {}
+    for trial in counted:
+        label = (
+            ", ".join(f"{name}={_template.as_text(value)}" for name, value in trial["point"].items())
+            or "no parameter is swept"
+        )
+        by_point.setdefault(label, []).append(trial)
+    hosts = len(plan["members"])
+    hours = hosts * plan["worst_case"] / 3600
+    order = f"random within each repeat, seed {plan['seed']}" if plan["order"] == "random" else "as written"
+    lines = [
+        f"{plan['experiment']}: {plan['description']}" if plan["description"] else plan["experiment"],
+        "",
+        f"Hosts: {hosts}",
+        *_table(
+            [
+                [
+                    f"{group['count']}",
+                    name,
+                    group["instance_type"],
+                    f"{group['site']} ({plan['sites'][group['site']]['region'] or 'region of the inventory'})",
+                    "rendezvous" if plan["rendezvous"] == f"{name}-0" else "",
+                ]
+                for name, group in plan["groups"].items()
+            ]
+        ),
+        "",
+        f"Trials: {len(counted)}" + (f" and {warmups} warm-ups" if warmups else "") + f", order: {order}",
+        *_table(
+            [
+                [
+                    f"{len(runs)} x",
+                    label,
+                    f"{len(runs[0]['members'])} hosts" if len(runs[0]["members"]) != hosts else "",
+                ]
+                for label, runs in sorted(by_point.items(), key=lambda item: version_key(item[0]))
+            ],
+            limit=30,
+        ),
+        "",
+        f"Longest time: {describe_seconds(plan['worst_case'])} ({hours:.1f} host-hours); "
+        f"hosts power themselves off after {describe_seconds(plan['expires_after'])}.",
+        f"Plan {plan['digest'][:12]}",
+    ]
+    return "\n".join(line.rstrip() for line in lines)
+
+
+def _table(rows: list[list[str]], limit: int = 100) -> list[str]:
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    lines = [
+        "  "
+        + "  ".join(
+            cell.rjust(w) if i == 0 else cell.ljust(w) for i, (cell, w) in enumerate(zip(row, widths, strict=True))
+        )
+        for row in rows[:limit]
+    ]
+    return lines if len(rows) <= limit else [*lines, f"  ... and {len(rows) - limit} more"]

@@ -1,0 +1,190 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""One trial, as start_barrier takes it: ranks, commands, files and links, from the plan and the hosts that stand for
+its members.
+
+This util is PRIVATE to the collection.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import typing as t
+
+from ansible_collections.startline.lab.plugins.plugin_utils import _hosts_config, _template
+from ansible_collections.startline.lab.plugins.plugin_utils._errors import PlanError
+
+#: Where the runtime role puts artifacts on a host; working directories have links to them.
+ARTIFACTS_DIR: t.Final = "/opt/startline/artifacts"
+
+Hosts = t.Mapping[str, t.Mapping[str, t.Any]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Failure:
+    """A template that cannot be rendered for one member. `path` is relative to the group, or to the experiment."""
+
+    group: str
+    member: str
+    path: tuple[str, ...]
+    message: str
+
+
+def session_id(bucket: str | None, experiment: str, run_id: str, trial_id: str, attempt: int) -> str:
+    """The sid of a trial: first 4 hex digits of md5 of its S3 address and a line feed, as DKG's test framework makes
+    it.
+    """
+    address = f"s3://{bucket or ''}/{experiment}/{run_id}/trials/{trial_id}/{attempt}\n"
+    return hashlib.md5(address.encode(), usedforsecurity=False).hexdigest()[:4]
+
+
+def compose_trial(
+    plan: t.Mapping[str, t.Any],
+    trial: t.Mapping[str, t.Any],
+    hosts: Hosts,
+    *,
+    run_id: str,
+    attempt: int = 1,
+    bucket: str | None = None,
+    region: str | None = None,
+    endpoint_url: str | None = None,
+) -> dict[str, t.Any]:
+    """The arguments of start_barrier for one trial.
+
+    Args:
+        plan: the plan.
+        trial: one of its trials.
+        hosts: by member; ``address`` is where the others reach it.
+        run_id: the run.
+        attempt: 1, or one more for each time that the trial was tried before.
+        bucket: where evidence goes; None keeps it on the hosts.
+        region: of the bucket.
+        endpoint_url: of S3 as the hosts see it; None is AWS.
+
+    Raises:
+        PlanError: a member without an address, or a template that fails; every one is named.
+    """
+    ranked = _hosts_config.ranked(plan, trial["members"], hosts)
+    context = _context(plan, trial, ranked, run_id=run_id, attempt=attempt, bucket=bucket)
+    failures: list[Failure] = []
+    members = [_member(plan, entry, context, failures) for entry in ranked]
+    if failures:
+        reasons = "; ".join(
+            f"{failure.member}: {'.'.join(failure.path)}: {failure.message}" for failure in failures[:10]
+        )
+        raise PlanError(f"trial {trial['trial_id']}: {reasons}")
+    groups = {entry["group"] for entry in ranked}
+    return {
+        "run_id": run_id,
+        "trial_id": trial["trial_id"],
+        "attempt": attempt,
+        "members": members,
+        "files": {_hosts_config.FILE_NAME: "".join(f"{entry['address']}\n" for entry in ranked)},
+        "links": {
+            artifact["dest"]: f"{ARTIFACTS_DIR}/{artifact['dest']}"
+            for artifact in plan["artifacts"]
+            if groups & set(artifact["groups"])
+        },
+        "deadline": plan["barrier"]["deadline"],
+        "timeout": trial["timeout"],
+        "policy": plan["barrier"]["policy"],
+        "max_clock_error": plan["barrier"]["max_clock_error"],
+        "on_clock_error": plan["barrier"]["on_clock_error"],
+        "collect": list(plan["collect"]),
+        # One login name for all: every group of a plan has the same.
+        "user": plan["groups"][ranked[0]["group"]]["user"],
+        "evidence": {
+            "bucket": bucket,
+            "prefix": f"{plan['experiment']}/{run_id}",
+            "region": region,
+            "endpoint_url": endpoint_url,
+        }
+        if bucket
+        else None,
+    }
+
+
+def rehearse(plan: t.Mapping[str, t.Any], trial: t.Mapping[str, t.Any], hosts: Hosts) -> list[Failure]:
+    """What would fail when the trial is composed, for the first and last member of each group."""
+    ranked = _hosts_config.ranked(plan, trial["members"], hosts)
+    context = _context(plan, trial, ranked, run_id="rehearsal", attempt=1, bucket="rehearsal")
+    failures: list[Failure] = []
+    by_group: dict[str, list[dict[str, t.Any]]] = {}
+    for entry in ranked:
+        by_group.setdefault(entry["group"], []).append(entry)
+    for entries in by_group.values():
+        for entry in [entries[0], *entries[1:][-1:]]:
+            _member(plan, entry, context, failures)
+    return failures
+
+
+def _context(
+    plan: t.Mapping[str, t.Any],
+    trial: t.Mapping[str, t.Any],
+    ranked: list[dict[str, t.Any]],
+    *,
+    run_id: str,
+    attempt: int,
+    bucket: str | None,
+) -> dict[str, t.Any]:
+    """The variables that are the same for all members."""
+    return {
+        **trial["parameters"],
+        "size": len(ranked),
+        "hosts": ranked,
+        "trial_id": trial["trial_id"],
+        "repeat": trial["repeat"],
+        "attempt": attempt,
+        "run_id": run_id,
+        "sid": session_id(bucket, plan["experiment"], run_id, trial["trial_id"], attempt),
+    }
+
+
+def _member(
+    plan: t.Mapping[str, t.Any], entry: dict[str, t.Any], context: dict[str, t.Any], failures: list[Failure]
+) -> dict[str, t.Any]:
+    group = plan["groups"][entry["group"]]
+    variables = {**context, **entry}
+
+    def render(text: str, *path: str) -> str:
+        try:
+            return _template.render(text, variables)
+        except _template.TemplateProblem as exc:
+            failures.append(Failure(entry["group"], entry["name"], path, str(exc)))
+            return ""
+
+    return {
+        "name": entry["name"],
+        "rank": entry["rank"],
+        "command": render(group["command"], "command"),
+        "environment": {name: render(value, "environment", name) for name, value in group["environment"].items()},
+    }
+
+
+def compose_trials(
+    plan: t.Mapping[str, t.Any],
+    hosts: Hosts,
+    *,
+    run_id: str,
+    attempts: t.Mapping[str, t.Mapping[str, t.Any]] | None = None,
+    **where: t.Any,
+) -> list[dict[str, t.Any]]:
+    """What is still to be run, in the order of the plan: `compose_trial` of every trial that is not finished.
+
+    Args:
+        plan: the plan.
+        hosts: by member.
+        run_id: the run.
+        attempts: ``{trial_id: {"attempt": int, "finished": bool}}``, the attempt to make now; trials that are not in
+            it were never tried.
+        where: bucket, region and endpoint_url of `compose_trial`.
+    """
+    attempts = attempts or {}
+    composed = []
+    for trial in plan["trials"]:
+        state = attempts.get(trial["trial_id"], {})
+        if not state.get("finished", False):
+            composed.append(
+                compose_trial(plan, trial, hosts, run_id=run_id, attempt=int(state.get("attempt", 1)), **where)
+            )
+    return composed

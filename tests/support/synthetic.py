@@ -1,0 +1,224 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Made-up runs in the shapes that the plan, the agents and the rendezvous write, for tests of what reads them."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+import pathlib
+import random
+import typing as t
+
+RUN_ID = "dkg-20261121T093000Z-3fa9"
+T0 = 1795253400.0  # 2026-11-21 09:30:00 UTC
+
+Objects = dict[str, bytes]
+
+
+def plan(axes: t.Mapping[str, t.Sequence[t.Any]] | None = None, repeats: int = 2, parties: int = 3, warmups: int = 0) -> dict[str, t.Any]:
+    """A plan: `parties` and a blockchain, over `axes`."""
+    axes = {"protocol": ["normal", "corrupted"]} if axes is None else axes
+    members = [f"party-{index}" for index in range(parties)] + ["blockchain-0"]
+    trials = []
+    for warmup, repeat in [(True, n + 1) for n in range(warmups)] + [(False, n + 1) for n in range(repeats)]:
+        for values in itertools.product(*axes.values()):
+            point = dict(zip(axes, values, strict=True))
+            suffix = f"{'w' if warmup else 'r'}{repeat}"
+            trial_id = ".".join([*(f"{name}-{value}" for name, value in point.items()), suffix])
+            trials.append(
+                {
+                    "trial_id": trial_id,
+                    "point": point,
+                    "parameters": point,
+                    "repeat": repeat,
+                    "warmup": warmup,
+                    "members": members,
+                    "timeout": 120,
+                }
+            )
+    return {
+        "format": "startline-plan/1",
+        "experiment": "dkg",
+        "description": "Any-trust distributed key generation",
+        "digest": "d" * 64,
+        "seed": 7,
+        "groups": {
+            "party": {"site": "us", "count": parties, "instance_type": "t3a.medium"},
+            "blockchain": {"site": "us", "count": 1, "instance_type": "t3a.medium"},
+        },
+        "members": [{"name": name, "group": name.rpartition("-")[0]} for name in members],
+        "barrier": {"deadline": 60, "policy": "all", "max_clock_error": 0.05, "on_clock_error": "mark"},
+        "trials": trials,
+    }
+
+
+def entry(path: str, body: bytes) -> dict[str, t.Any]:
+    """A file as meta.json lists it."""
+    return {"path": path, "size": len(body), "sha256": hashlib.sha256(body).hexdigest()}
+
+
+def dump(document: t.Any) -> bytes:
+    return json.dumps(document).encode()
+
+
+def trial_objects(trial: t.Mapping[str, t.Any], *, attempt: int = 1, at: float = T0, run_id: str = RUN_ID) -> Objects:
+    """Everything that a trial that went well leaves in S3, by key."""
+    trial_id, members = trial["trial_id"], trial["members"]
+    chance = random.Random(f"{trial_id}/{attempt}")  # noqa: S311
+    epoch = {"run": run_id, "trial": trial_id, "attempt": attempt}
+    start, objects, rows = at + 0.2, {}, {}
+    for rank, member in enumerate(members):
+        where = f"trials/{trial_id}/{attempt}/{member}"
+        bodies = {"stdout": f"{member} of {trial_id}\n".encode(), "stderr": b"", "comm.log": chance.randbytes(64)}
+        files = [entry(path, body) for path, body in bodies.items()]
+        duration = round(chance.uniform(1.5, 2.5), 6)
+        late = round(chance.lognormvariate(5, 0.8), 3)
+        clock = {"source": "chrony", "offset_s": 0.00001, "bound_s": 0.0004, "rtt_s": 0.0002, "note": None}
+        exit_ = {"exit_code": 0, "signal": None, "timed_out": False, "duration_s": duration, "exited_at": start + duration}
+        rows[member] = {
+            "rank": rank,
+            "state": "delivered",
+            "connected": True,
+            "armed_at": at + 0.05,
+            "fired_at": start + late / 1e6,
+            "late_us": late,
+            "bound_us": clock["bound_s"] * 1e6,
+            "clock": clock,
+            **exit_,
+            "reason": None,
+            "files": files,
+        }
+        host = {"hostname": f"ip-10-77-0-{rank + 4}", "kernel": "6.1.0-31-amd64", "os": "Debian GNU/Linux 12 (bookworm)"}
+        host |= {"python": "3.11.2", "cpus": 2, "memory": 4 << 30}
+        host |= {"instance": {"id": f"i-{rank:017x}", "type": "t3a.medium", "zone": "us-east-1a", "image": "ami-0123456789abcdef0"}}
+        meta = {"format": "startline-meta/1", "member": member, "epoch": epoch, **exit_, "clock": clock, "host": host, "files": files}
+        objects |= {f"{where}/{path}": body for path, body in bodies.items()}
+        objects[f"{where}/meta.json"] = dump(meta)
+    late = sorted((row["late_us"], name) for name, row in rows.items())
+    result = {
+        "format": "startline-trial/1",
+        "epoch": epoch,
+        "phase": "settled",
+        "outcome": "completed",
+        "verdict": "valid",
+        "reasons": [],
+        "policy": "all",
+        "submitted": at,
+        "armed": at + 0.08,
+        "published": at + 0.08,
+        "start": start,
+        "start_ns": int(start * 1e9),
+        "ended": max(row["exited_at"] for row in rows.values()),
+        "lead_s": 0.12,
+        "skew": {
+            "n": len(late),
+            "min_us": late[0][0],
+            "p50_us": late[len(late) // 2][0],
+            "p99_us": late[-1][0],
+            "max_us": late[-1][0],
+            "bound_us": 400.0,
+            "last": late[-1][1],
+            "why": "ordinary wake-up",
+        },
+        "members": rows,
+    }
+    objects[f"trials/{trial_id}/{attempt}/trial.json"] = dump(result)
+    return objects
+
+
+def aborted(trial: t.Mapping[str, t.Any], missing: str, *, attempt: int = 1, at: float = T0, run_id: str = RUN_ID) -> Objects:
+    """What a trial leaves whose barrier was not met because `missing` never came."""
+    key = f"trials/{trial['trial_id']}/{attempt}/trial.json"
+    result = json.loads(trial_objects(trial, attempt=attempt, at=at, run_id=run_id)[key])
+    reason = f"after 60 s not armed: {missing} (absent)"
+    result.update(outcome="aborted", verdict="invalid", reasons=[reason], armed=None, published=None, start=None)
+    result.update(start_ns=None, ended=at + 60, lead_s=None, skew=None)
+    empty = dict.fromkeys(("armed_at", "fired_at", "late_us", "bound_us", "clock", "exit_code", "exited_at", "duration_s"))
+    for name, row in result["members"].items():
+        row.update(empty, state="absent" if name == missing else "armed", files=[])
+    return {key: dump(result)}
+
+
+def run_objects(of: t.Mapping[str, t.Any]) -> Objects:
+    """A run in which everything went well."""
+    objects = {"plan.json": dump(of), f"artifacts/{'a' * 64}": b"artifact"}
+    for number, trial in enumerate(of["trials"]):
+        objects |= trial_objects(trial, at=T0 + 3.1 * number)
+    return objects
+
+
+def edit(objects: Objects, key: str, **changes: t.Any) -> None:
+    """Change fields of a JSON object."""
+    objects[key] = dump({**json.loads(objects[key]), **changes})
+
+
+def edit_row(objects: Objects, key: str, member: str, **changes: t.Any) -> None:
+    """Change what a trial.json says of a member."""
+    result = json.loads(objects[key])
+    result["members"][member].update(changes)
+    objects[key] = dump(result)
+
+
+class Bucket:
+    """What `Store` uses of boto3's S3 client, in memory. `modified` is the time of the next object that is put."""
+
+    def __init__(self, prefix: str, objects: Objects, modified: float = T0 + 100) -> None:
+        self.prefix, self.modified = prefix, modified
+        self.held: dict[str, tuple[bytes, float]] = {f"{prefix}/{key}": (body, modified) for key, body in objects.items()}
+        self.got: list[str] = []
+        self.lists = 0
+        self.on_list: t.Callable[[int], None] = lambda count: None
+
+    def _entries(self, prefix: str) -> list[dict[str, t.Any]]:
+        import datetime as dt
+
+        return [
+            {
+                "Key": key,
+                "Size": len(body),
+                "ETag": f'"{hashlib.md5(body, usedforsecurity=False).hexdigest()}"',
+                "LastModified": dt.datetime.fromtimestamp(modified, dt.UTC),
+            }
+            for key, (body, modified) in sorted(self.held.items())
+            if key.startswith(prefix)
+        ]
+
+    def get_paginator(self, _name: str) -> Bucket:
+        return self
+
+    def paginate(self, *, Bucket: str, Prefix: str) -> t.Iterator[dict[str, t.Any]]:  # noqa: N803
+        self.lists += 1
+        self.on_list(self.lists)
+        for item in self._entries(Prefix):
+            yield {"Contents": [item]}
+
+    def list_objects_v2(self, *, Bucket: str, Prefix: str, MaxKeys: int) -> dict[str, t.Any]:  # noqa: N803
+        return {"Contents": self._entries(Prefix)[:MaxKeys]}
+
+    def get_object(self, *, Bucket: str, Key: str) -> dict[str, t.Any]:  # noqa: N803
+        import io
+
+        self.got.append(Key.removeprefix(f"{self.prefix}/"))
+        return {"Body": io.BytesIO(self.held[Key][0])}
+
+    def put_object(self, *, Bucket: str, Key: str, Body: bytes, **_more: t.Any) -> None:  # noqa: N803
+        self.held[Key] = (Body, self.modified)
+
+
+def results(root: pathlib.Path, of: t.Mapping[str, t.Any], objects: Objects) -> pathlib.Path:
+    """Collect `objects` as the results of a run of the plan `of` below `root`: the run's directory."""
+    from ansible_collections.startline.lab.plugins.plugin_utils._evidence import Store
+
+    prefix = f"{of['experiment']}/{RUN_ID}"
+    held: Objects = dict(objects)
+    bucket = Bucket(prefix, held)
+    for trial in of["trials"]:  # S3's times as they would be
+        keys = [key for key in bucket.held if f"/trials/{trial['trial_id']}/" in key]
+        for key in keys:
+            if key.endswith("/trial.json"):
+                ended = json.loads(bucket.held[key][0])["ended"]
+                bucket.held[key] = (bucket.held[key][0], float(int(ended) + 1))
+    store = Store(bucket, "bucket", prefix, root / prefix)
+    store.collect(of, RUN_ID, wait=0, provenance={"controller": {"startline.lab": "0.1.0", "python": "3.11.7"}})
+    return root / prefix

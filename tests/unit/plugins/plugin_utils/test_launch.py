@@ -1,0 +1,66 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What EC2 is asked for."""
+
+from __future__ import annotations
+
+import typing as t
+
+import pytest
+from ansible_collections.startline.lab.plugins.plugin_utils import _launch, _plan
+from ansible_collections.startline.lab.plugins.plugin_utils._errors import PlanError
+from ansible_collections.startline.lab.plugins.plugin_utils._experiment import load_experiment
+
+RUN, EXPIRES = "demo-awx1", "2026-11-21T11:30:00Z"
+IMAGE = {"owner": "136693071363", "name": "debian-*"}
+
+
+@pytest.fixture(scope="module")
+def plan() -> dict[str, t.Any]:
+    text = (
+        "command: 'true'\nsites: {us: {region: us-east-1}, spare: {}, eu: {}}\n"
+        "groups:\n  party: {count: 3, site: us, volume_size: 20}\n  chain: {site: eu, image: {id: ami-01234567}}\n"
+    )
+    return _plan.expand(load_experiment(text, "experiments/demo.yml"))
+
+
+def test_sites_with_hosts_have_a_network(plan: dict[str, t.Any]) -> None:
+    assert _launch.sites(plan, "eu-central-1") == [
+        {"name": "us", "region": "us-east-1", "cidr": "10.77.0.0/16", "subnet": "10.77.0.0/20"},
+        {"name": "eu", "region": "eu-central-1", "cidr": "10.79.0.0/16", "subnet": "10.79.0.0/20"},
+    ]
+
+
+def test_a_site_without_a_region_is_named(plan: dict[str, t.Any]) -> None:
+    with pytest.raises(PlanError, match=r"site eu names no region.*give sites\.eu\.region"):
+        _launch.sites(plan)
+
+
+def test_each_group_is_one_launch(plan: dict[str, t.Any]) -> None:
+    party, chain = _launch.launches(plan, RUN, EXPIRES, default_region="eu-central-1", default_image=IMAGE)
+    assert party == {
+        "group": "party",
+        "site": "us",
+        "region": "us-east-1",
+        "count": 3,
+        "instance_type": "t3a.medium",
+        "volume_size": 20,
+        "image": IMAGE,
+        "filters": {
+            "tag:startline:run": RUN,
+            "tag:startline:group": "party",
+            "instance-state-name": ["pending", "running", "stopping", "stopped"],
+        },
+        "tags": {
+            "startline:experiment": "demo",
+            "startline:run": RUN,
+            "startline:expires": EXPIRES,
+            "startline:group": "party",
+            "startline:site": "us",
+        },
+    }
+    assert (chain["region"], chain["count"], chain["image"]) == ("eu-central-1", 1, {"id": "ami-01234567"})
+
+
+def test_a_group_without_an_image_is_named(plan: dict[str, t.Any]) -> None:
+    with pytest.raises(PlanError, match="group party names no image"):
+        _launch.launches(plan, RUN, EXPIRES, default_region="eu-central-1")
