@@ -12,8 +12,8 @@
     image       the root file system that every host starts from (rootfs/ is copied into it)
     machine     what the others ask of this machine: commands, namespaces, cgroups, mounts, limits
 
-Calls go down (api -> instances -> hosts -> network -> machine), events come up by callbacks. Files are written only below
-/run/startline, /var/lib/startline and /var/log/startline. `down` finds what to remove by names and numbers that are
-ours alone (interfaces `startline0` and `sl-*`, namespaces `startline-*`, route protocol 83, nft table `startline`,
+Calls go down (api -> instances -> hosts -> network -> machine), events come up by callbacks. Files are written below
+/run/startline, /var/lib/startline and /var/log/startline only. `down` finds what to remove by names and numbers that
+are ours alone (interfaces `startline0` and `sl-*`, namespaces `startline-*`, route protocol 83, nft table `startline`,
 cgroup `startline`), so that it needs no record of what a killed daemon did.
 """

@@ -165,6 +165,7 @@ def _prepare() -> tuple[t.Callable[[], None], dict[str, t.Any]]:
     INSTANCES.mkdir(parents=True, exist_ok=True)
     machine.raise_limits()
     ready = image.ensure()
+    image.hold(ready)
     api.prepare_moto(ready)
     cloud = instances.Cloud(ready)
     cloud.fabric.up()

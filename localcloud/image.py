@@ -7,6 +7,7 @@ apt configuration): a changed recipe is built anew, an unchanged one is found. I
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import hashlib
 import json
@@ -127,10 +128,19 @@ def find(digest: str) -> Image | None:
 
 
 def remove_others(keep: Image) -> None:
-    """Remove images of older recipes. Only while no host runs."""
+    """Remove images of older recipes that no daemon holds."""
     for path in IMAGES.iterdir():
         if path.is_dir() and path != keep.directory:
-            shutil.rmtree(path)
+            handle = os.open(path, os.O_RDONLY)
+            with contextlib.suppress(BlockingIOError):
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                shutil.rmtree(path)
+            os.close(handle)
+
+
+def hold(image: Image) -> None:
+    """Keep an image from being removed: the descriptor stays open for as long as this process lives."""
+    fcntl.flock(os.open(image.directory, os.O_RDONLY), fcntl.LOCK_SH)
 
 
 def _files() -> dict[str, bytes]:

@@ -90,7 +90,8 @@ def respond(
     if method not in ("GET", "HEAD"):
         return Answer(405, headers={"allow": "GET, HEAD"})
     token = headers.get(TOKEN)
-    if (token is None and me.token_required) or (token and not token_holds(token, secret, me.instance, now)):
+    holds = not me.token_required if token is None else token_holds(token, secret, me.instance, now)
+    if not holds:
         return Answer(401)
     root, _, below = path.partition("/")
     if root != "latest":

@@ -14,6 +14,7 @@ import os
 import select
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import typing as t
@@ -282,11 +283,11 @@ def remove_netns(name: str) -> None:
 def _mounts() -> list[str]:
     """Our mount points, the innermost first."""
     points = [line.split()[4] for line in Path("/proc/self/mountinfo").read_text().splitlines()]
-    return [point for point in reversed(points) if point.startswith((f"{RUN}/", f"{STATE}/"))]
+    return [point for point in reversed(points) if point.startswith(f"{INSTANCES}/")]
 
 
 def _links() -> list[str]:
-    return [name for name in os.listdir("/sys/class/net") if name == API_LINK or name.startswith(LINK_PREFIX)]
+    return [name for _, name in socket.if_nameindex() if name == API_LINK or name.startswith(LINK_PREFIX)]
 
 
 def _tables() -> list[str]:

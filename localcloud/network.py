@@ -218,7 +218,8 @@ def uplink_mtu() -> int:
     for line in run("ip", "-4", "route", "show", "default").splitlines():
         words = line.split()
         if "dev" in words:
-            return min(1500, int(Path("/sys/class/net", words[words.index("dev") + 1], "mtu").read_text()))
+            link = run("ip", "link", "show", "dev", words[words.index("dev") + 1]).split()
+            return min(1500, int(link[link.index("mtu") + 1]))
     return 1500
 
 

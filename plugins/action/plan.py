@@ -12,6 +12,7 @@ from ansible.errors import AnsibleActionFail
 from ansible.plugins.action import ActionBase
 from ansible.utils.display import Display
 from ansible_collections.startline.lab.plugins.plugin_utils import _experiment, _plan, _run
+from ansible_collections.startline.lab.plugins.plugin_utils._artifact import ArtifactError, packed
 from ansible_collections.startline.lab.plugins.plugin_utils._errors import ExperimentError, StartlineError
 
 ARGUMENT_SPEC: t.Final = {
@@ -53,10 +54,14 @@ class ActionModule(ActionBase):
                 )
             result.update(changed=False, experiment=plan["experiment"], plan=plan, summary=_plan.summary(plan))
             if args["validate_only"] or self._task.check_mode:
-                return result
+                if not args["run"]:
+                    return result
+                known = store.read(args["run"])
+                return {**result, "resumed": True, **describe(known, store)}
             record, resumed, broken = _run.open_run(
                 store,
                 plan,
+                artifacts=artifact_digests(project, plan),
                 requested=args["run"] or None,
                 awx=_run.awx_run_id(plan["experiment"], args["awx_job_id"], args["awx_workflow_job_id"]),
                 # Actions run in a worker, which is a child of the process that leads the play.
@@ -71,7 +76,7 @@ class ActionModule(ActionBase):
                 "msg": str(exc),
                 "problems": [problem.as_dict() for problem in exc.problems],
             }
-        except StartlineError as exc:
+        except (StartlineError, ArtifactError) as exc:
             raise AnsibleActionFail(str(exc)) from exc
         except OSError as exc:
             raise AnsibleActionFail(f"{exc.filename or project}: {exc.strerror or exc}") from exc
@@ -80,12 +85,28 @@ class ActionModule(ActionBase):
         return {
             **result,
             "changed": not resumed,
-            "run_id": record.run_id,
             "resumed": resumed,
-            "created": record.created,
-            "expires": record.expires,
-            "run_dir": str(store.path(record.run_id)),
+            **describe(record, store),
         }
+
+
+def describe(record: _run.RunRecord, store: _run.RunStore) -> dict[str, str]:
+    """What later stages need to know of a run."""
+    return {
+        "run_id": record.run_id,
+        "created": record.created,
+        "expires": record.expires,
+        "run_dir": str(store.path(record.run_id)),
+    }
+
+
+def artifact_digests(project: pathlib.Path, plan: dict[str, t.Any]) -> dict[str, str]:
+    """The sha256 of what each artifact of a plan holds now, by its path in the plan."""
+    digests = {}
+    for artifact in plan["artifacts"]:
+        with packed(project / artifact["src"]) as ready:
+            digests[artifact["src"]] = ready.sha256
+    return digests
 
 
 def experiments(project: pathlib.Path) -> list[str]:

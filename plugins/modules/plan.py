@@ -14,9 +14,9 @@ description:
   - Reads and checks an experiment file, applies overrides, and expands it to a plan. The plan is a pure function of the
     file, O(set) and O(seed); it touches nothing and costs nothing, and every later stage reads it.
   - When something is wrong it fails with one message that has every problem, each with file, line, key and remedy.
-  - Then it chooses the run. The same command again goes on with the newest run of the same plan that was started
-    from the same O(private_dir), is not finished, and whose controller is gone; otherwise a new run begins. In AWX the
-    run is derived from the job.
+  - Then it chooses the run. The same command again goes on with the newest run of the same plan and the same content
+    of artifacts that was started from the same O(private_dir), is not finished, and whose controller is gone;
+    otherwise a new run begins. In AWX the run is derived from the job.
   - It works on the controller and needs no host.
 options:
   exp:
@@ -43,7 +43,9 @@ options:
       - C(.startline) in O(project_dir) by default.
     type: path
   validate_only:
-    description: Make the plan only; choose no run and write nothing. Check mode does the same.
+    description:
+      - Make the plan only; choose no run and write nothing. Check mode does the same.
+      - With O(run), tells what is recorded of that run, also while another process leads it.
     type: bool
     default: false
   run:
@@ -102,26 +104,26 @@ experiment:
   sample: dkg
 run_id:
   description: The run.
-  returned: success, unless only the plan is made
+  returned: success, unless only the plan is made and no run is named
   type: str
   sample: dkg-20261121T093000Z-3fa9
 resumed:
   description: Whether the run goes on from where it was broken off.
-  returned: success, unless only the plan is made
+  returned: success, unless only the plan is made and no run is named
   type: bool
 created:
   description: When the run began, UTC.
-  returned: success, unless only the plan is made
+  returned: success, unless only the plan is made and no run is named
   type: str
   sample: "2026-11-21T09:30:00Z"
 expires:
   description: When the hosts of the run power themselves off, UTC.
-  returned: success, unless only the plan is made
+  returned: success, unless only the plan is made and no run is named
   type: str
   sample: "2026-11-21T11:18:00Z"
 run_dir:
   description: The controller's private directory of the run; it holds C(run.json) and C(plan.json), and later its keys.
-  returned: success, unless only the plan is made
+  returned: success, unless only the plan is made and no run is named
   type: str
 problems:
   description: What is wrong with the experiment, for programs; C(msg) has the same for people.

@@ -194,6 +194,18 @@ class _Form:
         return {**handler(schema), "pattern": f"^(?:{self.regex})$"}
 
 
+@dataclasses.dataclass(frozen=True, eq=False)  # hashed by identity: annotations are
+class _Schema:
+    """What the JSON Schema says of a type whose values we check ourselves."""
+
+    schema: dict[str, t.Any]
+
+    def __get_pydantic_json_schema__(
+        self, core: pydantic_core.CoreSchema, handler: pydantic.GetJsonSchemaHandler
+    ) -> dict[str, t.Any]:
+        return copy.deepcopy(self.schema)  # pydantic writes a field's default into it
+
+
 def _command(value: str) -> str:
     if not value.strip():
         raise _refuse("is empty", "Give the shell command that a host runs.")
@@ -231,18 +243,14 @@ _PARAMETER_SCHEMA: t.Final = {
 }
 _POINT_SCHEMA: t.Final = {"type": "object", "additionalProperties": _SCALAR_SCHEMA, "minProperties": 1}
 
-Count = t.Annotated[int | str, pydantic.PlainValidator(_count), pydantic.WithJsonSchema(_COUNT_SCHEMA)]
-Duration = t.Annotated[int | float, pydantic.PlainValidator(_duration), pydantic.WithJsonSchema(_DURATION_SCHEMA)]
-Gibibytes = t.Annotated[int, pydantic.PlainValidator(_gibibytes), pydantic.WithJsonSchema(_SIZE_SCHEMA)]
-Parameter = t.Annotated[
-    Scalar | list[Scalar], pydantic.PlainValidator(_parameter), pydantic.WithJsonSchema(_PARAMETER_SCHEMA)
-]
-Point = t.Annotated[dict[str, Scalar], pydantic.PlainValidator(_point), pydantic.WithJsonSchema(_POINT_SCHEMA)]
-Text = t.Annotated[str, pydantic.PlainValidator(_text), pydantic.WithJsonSchema(_SCALAR_SCHEMA)]
-Command = t.Annotated[
-    str, pydantic.AfterValidator(_command), pydantic.WithJsonSchema({"type": "string", "minLength": 1})
-]
-Glob = t.Annotated[str, pydantic.AfterValidator(_glob), pydantic.WithJsonSchema({"type": "string", "minLength": 1})]
+Count = t.Annotated[int | str, pydantic.PlainValidator(_count), _Schema(_COUNT_SCHEMA)]
+Duration = t.Annotated[int | float, pydantic.PlainValidator(_duration), _Schema(_DURATION_SCHEMA)]
+Gibibytes = t.Annotated[int, pydantic.PlainValidator(_gibibytes), _Schema(_SIZE_SCHEMA)]
+Parameter = t.Annotated[Scalar | list[Scalar], pydantic.PlainValidator(_parameter), _Schema(_PARAMETER_SCHEMA)]
+Point = t.Annotated[dict[str, Scalar], pydantic.PlainValidator(_point), _Schema(_POINT_SCHEMA)]
+Text = t.Annotated[str, pydantic.PlainValidator(_text), _Schema(_SCALAR_SCHEMA)]
+Command = t.Annotated[str, pydantic.AfterValidator(_command), _Schema({"type": "string", "minLength": 1})]
+Glob = t.Annotated[str, pydantic.AfterValidator(_glob), _Schema({"type": "string", "minLength": 1})]
 
 GroupName = t.Annotated[
     str,
@@ -961,6 +969,8 @@ def _tidy(node: t.Any) -> t.Any:
         for key, value in node.items()
         if key != "title" or not isinstance(value, str) or "$schema" in node
     }
+    if len(tidy.get("allOf", ())) == 1:  # how releases of pydantic before 2.9 describe a reference
+        tidy = {**tidy.pop("allOf")[0], **tidy}
     return {**tidy, "additionalProperties": False} if "patternProperties" in tidy else tidy
 
 

@@ -202,7 +202,8 @@ def duration_figure(results: Results) -> Drawn:
         for place, point in enumerate(points):
             repeats = values[point["label"]]
             axes.plot(repeats, [place] * len(repeats), "o", color=BLUE, markersize=4, markeredgewidth=0, alpha=0.75)
-            axes.vlines(point["mean_s"], place - 0.3, place + 0.3, color=INK, linewidth=1.2)
+            if len(repeats) > 1:
+                axes.vlines(point["mean_s"], place - 0.3, place + 0.3, color=INK, linewidth=1.2)
         names = len(points) <= 200
         axes.set_yticks(range(len(points)) if names else [])
         size = 8 if len(points) <= _NAMED else 5.5
@@ -347,7 +348,7 @@ def _facts(results: Results) -> list[tuple[str, str]]:
         )
     facts += [
         (
-            str(name).replace("_", " ").capitalize(),
+            str(name)[:1].upper() + str(name)[1:].replace("_", " "),
             value if isinstance(value, str) else json.dumps(value, sort_keys=True),
         )
         for name, value in provenance.items()

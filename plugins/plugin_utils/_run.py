@@ -40,11 +40,16 @@ class Controller:
 
 @dataclasses.dataclass(frozen=True)
 class RunRecord:
-    """What the controller remembers of a run. `created` and `expires` are UTC, ISO 8601 with a Z."""
+    """What the controller remembers of a run.
+
+    `digest` is the plan's. `artifacts` has the sha256 of what each artifact held (by its path in the plan) when the run
+    began. `created` and `expires` are UTC, ISO 8601 with a Z.
+    """
 
     run_id: str
     experiment: str
     digest: str
+    artifacts: dict[str, str]
     controller: Controller
     created: str
     expires: str
@@ -87,6 +92,7 @@ def choose_run(
     *,
     experiment: str,
     digest: str,
+    artifacts: t.Mapping[str, str],
     requested: str | None,
     awx: str | None,
     new_id: str,
@@ -98,6 +104,7 @@ def choose_run(
         records: of the runs that were started from this clone.
         experiment: the experiment's name.
         digest: the plan's digest.
+        artifacts: sha256 of each artifact as it is now. Trials of different programs are never mixed in a run.
         requested: the run that the user names.
         awx: the run of this AWX job, if it is one.
         new_id: what a new run would be called.
@@ -108,7 +115,7 @@ def choose_run(
     """
     known = {record.run_id: record for record in records}
     if requested:
-        return _requested(known, requested, experiment, digest, awx, is_alive)
+        return _requested(known, requested, experiment, digest, artifacts, awx, is_alive)
     if awx:
         # The id is the identity: what the job did so far is in S3 and in tags, not on a disk that AWX throws away.
         record = known.get(awx)
@@ -118,6 +125,7 @@ def choose_run(
         for record in known.values()
         if record.experiment == experiment
         and record.digest == digest
+        and record.artifacts == artifacts
         and not record.finished
         and not is_alive(record.controller)
     ]
@@ -130,6 +138,7 @@ def _requested(
     requested: str,
     experiment: str,
     digest: str,
+    artifacts: t.Mapping[str, str],
     awx: str | None,
     is_alive: t.Callable[[Controller], bool],
 ) -> Choice:
@@ -151,6 +160,12 @@ def _requested(
     if record.digest != digest:
         raise RunError(
             f"run {requested} was made of another plan: the experiment file, -e set or the seed has changed since. "
+            "Undo the change to go on with it, or leave out -e run to start a new run."
+        )
+    changed = sorted(src for src in {*artifacts, *record.artifacts} if artifacts.get(src) != record.artifacts.get(src))
+    if changed:
+        raise RunError(
+            f"run {requested} was begun with another content of {listed(changed)}. "
             "Undo the change to go on with it, or leave out -e run to start a new run."
         )
     if not record.finished and is_alive(record.controller):
@@ -321,6 +336,7 @@ def open_run(
     store: RunStore,
     plan: t.Mapping[str, t.Any],
     *,
+    artifacts: t.Mapping[str, str],
     requested: str | None,
     awx: str | None,
     controller: Controller,
@@ -338,6 +354,7 @@ def open_run(
             records,
             experiment=plan["experiment"],
             digest=plan["digest"],
+            artifacts=artifacts,
             requested=requested,
             awx=awx,
             new_id=new_run_id(plan["experiment"], now, entropy),
@@ -350,6 +367,7 @@ def open_run(
             run_id=choice.run_id,
             experiment=plan["experiment"],
             digest=plan["digest"],
+            artifacts=dict(artifacts),
             controller=controller,
             created=choice.resumed.created if choice.resumed else format_time(now),
             expires=expires,

@@ -16,7 +16,9 @@ T0 = 1795253400.0  # 2026-11-21 09:30:00 UTC
 Objects = dict[str, bytes]
 
 
-def plan(axes: t.Mapping[str, t.Sequence[t.Any]] | None = None, repeats: int = 2, parties: int = 3, warmups: int = 0) -> dict[str, t.Any]:
+def plan(
+    axes: t.Mapping[str, t.Sequence[t.Any]] | None = None, repeats: int = 2, parties: int = 3, warmups: int = 0
+) -> dict[str, t.Any]:
     """A plan: `parties` and a blockchain, over `axes`."""
     axes = {"protocol": ["normal", "corrupted"]} if axes is None else axes
     members = [f"party-{index}" for index in range(parties)] + ["blockchain-0"]
@@ -75,7 +77,13 @@ def trial_objects(trial: t.Mapping[str, t.Any], *, attempt: int = 1, at: float =
         duration = round(chance.uniform(1.5, 2.5), 6)
         late = round(chance.lognormvariate(5, 0.8), 3)
         clock = {"source": "chrony", "offset_s": 0.00001, "bound_s": 0.0004, "rtt_s": 0.0002, "note": None}
-        exit_ = {"exit_code": 0, "signal": None, "timed_out": False, "duration_s": duration, "exited_at": start + duration}
+        exit_ = {
+            "exit_code": 0,
+            "signal": None,
+            "timed_out": False,
+            "duration_s": duration,
+            "exited_at": start + duration,
+        }
         rows[member] = {
             "rank": rank,
             "state": "delivered",
@@ -89,10 +97,29 @@ def trial_objects(trial: t.Mapping[str, t.Any], *, attempt: int = 1, at: float =
             "reason": None,
             "files": files,
         }
-        host = {"hostname": f"ip-10-77-0-{rank + 4}", "kernel": "6.1.0-31-amd64", "os": "Debian GNU/Linux 12 (bookworm)"}
+        host = {
+            "hostname": f"ip-10-77-0-{rank + 4}",
+            "kernel": "6.1.0-31-amd64",
+            "os": "Debian GNU/Linux 12 (bookworm)",
+        }
         host |= {"python": "3.11.2", "cpus": 2, "memory": 4 << 30}
-        host |= {"instance": {"id": f"i-{rank:017x}", "type": "t3a.medium", "zone": "us-east-1a", "image": "ami-0123456789abcdef0"}}
-        meta = {"format": "startline-meta/1", "member": member, "epoch": epoch, **exit_, "clock": clock, "host": host, "files": files}
+        host |= {
+            "instance": {
+                "id": f"i-{rank:017x}",
+                "type": "t3a.medium",
+                "zone": "us-east-1a",
+                "image": "ami-0123456789abcdef0",
+            }
+        }
+        meta = {
+            "format": "startline-meta/1",
+            "member": member,
+            "epoch": epoch,
+            **exit_,
+            "clock": clock,
+            "host": host,
+            "files": files,
+        }
         objects |= {f"{where}/{path}": body for path, body in bodies.items()}
         objects[f"{where}/meta.json"] = dump(meta)
     late = sorted((row["late_us"], name) for name, row in rows.items())
@@ -127,14 +154,18 @@ def trial_objects(trial: t.Mapping[str, t.Any], *, attempt: int = 1, at: float =
     return objects
 
 
-def aborted(trial: t.Mapping[str, t.Any], missing: str, *, attempt: int = 1, at: float = T0, run_id: str = RUN_ID) -> Objects:
+def aborted(
+    trial: t.Mapping[str, t.Any], missing: str, *, attempt: int = 1, at: float = T0, run_id: str = RUN_ID
+) -> Objects:
     """What a trial leaves whose barrier was not met because `missing` never came."""
     key = f"trials/{trial['trial_id']}/{attempt}/trial.json"
     result = json.loads(trial_objects(trial, attempt=attempt, at=at, run_id=run_id)[key])
     reason = f"after 60 s not armed: {missing} (absent)"
     result.update(outcome="aborted", verdict="invalid", reasons=[reason], armed=None, published=None, start=None)
     result.update(start_ns=None, ended=at + 60, lead_s=None, skew=None)
-    empty = dict.fromkeys(("armed_at", "fired_at", "late_us", "bound_us", "clock", "exit_code", "exited_at", "duration_s"))
+    empty = dict.fromkeys(
+        ("armed_at", "fired_at", "late_us", "bound_us", "clock", "exit_code", "exited_at", "duration_s")
+    )
     for name, row in result["members"].items():
         row.update(empty, state="absent" if name == missing else "armed", files=[])
     return {key: dump(result)}
@@ -165,7 +196,9 @@ class Bucket:
 
     def __init__(self, prefix: str, objects: Objects, modified: float = T0 + 100) -> None:
         self.prefix, self.modified = prefix, modified
-        self.held: dict[str, tuple[bytes, float]] = {f"{prefix}/{key}": (body, modified) for key, body in objects.items()}
+        self.held: dict[str, tuple[bytes, float]] = {
+            f"{prefix}/{key}": (body, modified) for key, body in objects.items()
+        }
         self.got: list[str] = []
         self.lists = 0
         self.on_list: t.Callable[[int], None] = lambda count: None
@@ -187,22 +220,22 @@ class Bucket:
     def get_paginator(self, _name: str) -> Bucket:
         return self
 
-    def paginate(self, *, Bucket: str, Prefix: str) -> t.Iterator[dict[str, t.Any]]:  # noqa: N803
+    def paginate(self, *, Bucket: str, Prefix: str) -> t.Iterator[dict[str, t.Any]]:
         self.lists += 1
         self.on_list(self.lists)
         for item in self._entries(Prefix):
             yield {"Contents": [item]}
 
-    def list_objects_v2(self, *, Bucket: str, Prefix: str, MaxKeys: int) -> dict[str, t.Any]:  # noqa: N803
+    def list_objects_v2(self, *, Bucket: str, Prefix: str, MaxKeys: int) -> dict[str, t.Any]:
         return {"Contents": self._entries(Prefix)[:MaxKeys]}
 
-    def get_object(self, *, Bucket: str, Key: str) -> dict[str, t.Any]:  # noqa: N803
+    def get_object(self, *, Bucket: str, Key: str) -> dict[str, t.Any]:
         import io
 
         self.got.append(Key.removeprefix(f"{self.prefix}/"))
         return {"Body": io.BytesIO(self.held[Key][0])}
 
-    def put_object(self, *, Bucket: str, Key: str, Body: bytes, **_more: t.Any) -> None:  # noqa: N803
+    def put_object(self, *, Bucket: str, Key: str, Body: bytes, **_more: t.Any) -> None:
         self.held[Key] = (Body, self.modified)
 
 

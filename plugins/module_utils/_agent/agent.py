@@ -333,12 +333,13 @@ class Agent:
             "exit": trial.exit,
         }
 
-        def done(files: t.Any) -> None:
-            if files is None:
+        def done(found: t.Any) -> None:
+            if found is None:
                 self._later(running, "the files could not be collected")
-            self._step(running, member.Collected(files))
+                found = {"files": None, "problem": None}
+            self._step(running, member.Collected(**found))
 
-        def work() -> t.List[delivery.File]:
+        def work() -> t.Dict[str, t.Any]:
             facts = delivery.host_facts(config.runtime_directory, config.imds)
             return delivery.collect(running.spool, trial.duty["collect"], dict(meta, host=facts))
 

@@ -314,7 +314,7 @@ class Barrier:
                 failed, state = f"said {state} before T was published", "connected"
         elif _ORDER[state] < _ORDER[member.state]:
             return []  # overtaken by a newer report
-        elif self.phase == "running" and state == "armed" and not failed and member.state == "armed":
+        elif self.phase == "running" and state == "armed" and not failed and event.report["start_ns"] is None:
             return [Start(member.name, self.start_ns or 0)]  # T was lost on the way
         elif _ORDER[state] < _ORDER["armed"] and not failed:
             return []

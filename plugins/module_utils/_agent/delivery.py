@@ -99,7 +99,6 @@ def source_of(spool: str, path: str) -> t.Tuple[str, str]:
     """Directory and relative path in it of a file that is delivered as `path`."""
     if path in (*FIRST, LAST):
         return spool, path
-    # A collected file that is named like one of ours keeps its name below work/.
     inner = path[5:] if path.startswith("work/") and path[5:] in (*FIRST, LAST) else path
     return os.path.join(spool, "work"), inner
 
@@ -115,18 +114,23 @@ def checksum(descriptor: int) -> t.Tuple[int, str]:
         size += len(chunk)
 
 
-def collect(spool: str, patterns: t.Sequence[str], meta: t.Mapping[str, t.Any]) -> t.List[File]:
-    """The files of the evidence in the order of upload; writes meta.json, which is `meta` and a list of all the
-    others."""
+def collect(spool: str, patterns: t.Sequence[str], meta: t.Mapping[str, t.Any]) -> t.Dict[str, t.Any]:
+    """Find the evidence and write meta.json, which is `meta` and a list of all other files.
+
+    Gives the ``files`` in the order of upload, and a ``problem`` when something that was to be collected could not be: a
+    log is never left behind in silence.
+    """
     files: t.List[File] = []
     skipped: t.List[t.Dict[str, str]] = []
-    for path in [*FIRST, *find(os.path.join(spool, "work"), patterns)]:
-        name = path
-        if len(files) >= len(FIRST) and path in (*FIRST, LAST):
-            name = "work/" + path
+    found = find(os.path.join(spool, "work"), patterns)
+    room = wire.MAX_FILES - len(FIRST) - 1
+    if len(found) > room:
+        skipped.append({"path": "...", "reason": f"{len(found)} files match, {room} can be delivered: pack them"})
+    # A collected file that is named like one of ours keeps its name below work/.
+    for path in [*FIRST, *(f"work/{path}" if path in (*FIRST, LAST) else path for path in found[:room])]:
         try:
-            wire.relative_path(name, "name")
-            descriptor = open_inside(*source_of(spool, name))
+            wire.relative_path(path, "name")
+            descriptor = open_inside(*source_of(spool, path))
         except (OSError, wire.WireError) as error:
             skipped.append({"path": ascii(path), "reason": str(error)})
             continue
@@ -134,14 +138,16 @@ def collect(spool: str, patterns: t.Sequence[str], meta: t.Mapping[str, t.Any]) 
             size, digest = checksum(descriptor)
         finally:
             os.close(descriptor)
-        files.append({"path": name, "size": size, "sha256": digest})
+        files.append({"path": path, "size": size, "sha256": digest})
     write_record(spool, LAST, dict(meta, files=files, skipped=skipped))
     descriptor = open_inside(spool, LAST)
     try:
         size, digest = checksum(descriptor)
     finally:
         os.close(descriptor)
-    return [*files, {"path": LAST, "size": size, "sha256": digest}]
+    files.append({"path": LAST, "size": size, "sha256": digest})
+    problem = "; ".join(f"{entry['path']}: {entry['reason']}" for entry in skipped[:3])
+    return {"files": files, "problem": f"{len(skipped)} not collected: {problem}" if skipped else None}
 
 
 # ---- facts of the host -----------------------------------------------------------------------------------------------

@@ -65,9 +65,13 @@ class LauncherGone(t.NamedTuple):
 
 
 class Collected(t.NamedTuple):
-    """The files of the evidence, with size and checksum; None when that has failed and is to be tried again."""
+    """The files of the evidence, with size and checksum; None when that has failed and is to be tried again.
+
+    `problem` says what could not be collected and never will be; the rest is delivered all the same.
+    """
 
     files: t.Optional[t.List[t.Dict[str, t.Any]]]
+    problem: t.Optional[str] = None
 
 
 class Granted(t.NamedTuple):
@@ -188,7 +192,7 @@ class Trial:
         self.failed: t.Optional[str] = None
         self.clock: t.Optional[t.Dict[str, t.Any]] = None
         self.armed_ns: t.Optional[int] = None
-        self.committed = False  # T was accepted: from here on only the launcher decides
+        self.start_ns: t.Optional[int] = None  # T on this host's clock, once it was accepted
         self.fired: t.Dict[str, int] = {}
         self.exit: t.Optional[t.Dict[str, t.Any]] = None
         self.files: t.Optional[t.List[t.Dict[str, t.Any]]] = None
@@ -206,7 +210,7 @@ class Trial:
             "failed": self.failed,
             "clock": self.clock,
             "armed_ns": self.armed_ns,
-            "committed": self.committed,
+            "start_ns": self.start_ns,
             "fired": self.fired,
             "exit": self.exit,
             "files": self.files,
@@ -217,7 +221,7 @@ class Trial:
     def from_json(cls, record: t.Mapping[str, t.Any]) -> Trial:
         """The trial as an agent before this one has left it."""
         trial = cls(Epoch(**record["epoch"]), record["duty"])
-        for name in ("state", "failed", "clock", "armed_ns", "committed", "fired", "exit", "files", "settled"):
+        for name in ("state", "failed", "clock", "armed_ns", "start_ns", "fired", "exit", "files", "settled"):
             setattr(trial, name, record[name])
         return trial
 
@@ -229,7 +233,7 @@ class Trial:
             "failed": self.failed,
             "clock": self.clock,
             "armed_ns": self.armed_ns,
-            "start_ns": self.fired.get("start_ns"),
+            "start_ns": self.start_ns,
             "noticed_ns": self.fired.get("noticed_ns"),
             "fired_ns": self.fired.get("fired_ns"),
             "exit": self.exit,
@@ -238,6 +242,11 @@ class Trial:
 
     def reached(self, state: str) -> bool:
         return _ORDER[self.state] >= _ORDER[state]
+
+    @property
+    def committed(self) -> bool:
+        """T was accepted: from here on only the launcher decides."""
+        return self.start_ns is not None
 
     @property
     def over(self) -> bool:
@@ -249,7 +258,7 @@ class Trial:
     def resume(self) -> t.List[Action]:
         """What a restarted agent does first. A launcher that still lives, or has ended, is reported as an event after
         this."""
-        if self.settled or self.failed is not None:
+        if self.settled or (self.failed is not None and not self.reached("exited")):
             return []
         if self.committed and not self.reached("exited"):
             return []  # the launcher goes on, or its record says how it ended
@@ -298,11 +307,11 @@ class Trial:
         if self.committed or self.over:
             return [Say()]
         if self.state != "armed":
-            return self._fail("was not armed when T was said") + [Release()]
+            return [*self._fail("was not armed when T was said"), Release()]
         if event.now_ns > event.latest_here_ns:
             late = (event.now_ns - event.here_ns) / 1e9
-            return self._fail(f"T had passed by {late:.3f} s when it was heard") + [Release()]
-        self.committed = True
+            return [*self._fail(f"T had passed by {late:.3f} s when it was heard"), Release()]
+        self.start_ns = event.here_ns
         return [Save(), Fire(event.here_ns)]
 
     def _on_Fired(self, event: Fired) -> t.List[Action]:
@@ -355,6 +364,7 @@ class Trial:
         if event.files is None:
             return []  # `retry` comes back to it
         self.files = event.files
+        self.failed = event.problem
         return [Save(), *self._deliver()]
 
     def _on_Granted(self, event: Granted) -> t.List[Action]:
@@ -399,4 +409,4 @@ class Trial:
     def _on_OutOfPatience(self, event: OutOfPatience) -> t.List[Action]:
         if self.committed or self.over:
             return []
-        return self._fail("the rendezvous was not heard of in time") + [Release()]
+        return [*self._fail("the rendezvous was not heard of in time"), Release()]

@@ -56,7 +56,9 @@ def form(text: str) -> tuple[str, bytes, FakeCloud, FakeMoto]:
     return call("POST", "/", text.encode(), CONTENT_TYPE="application/x-www-form-urlencoded; charset=utf-8")
 
 
-@pytest.mark.parametrize("where", [{"HTTP_X_AMZ_CHECKSUM_SHA256": BAD}, {"QUERY_STRING": f"x-amz-checksum-sha256={BAD}"}])
+@pytest.mark.parametrize(
+    "where", [{"HTTP_X_AMZ_CHECKSUM_SHA256": BAD}, {"QUERY_STRING": f"x-amz-checksum-sha256={BAD}"}]
+)
 def test_a_body_that_is_not_what_was_promised_is_refused(where: dict[str, str]) -> None:
     status, answer, _, moto = call("PUT", "/bucket/key", BODY, **where)
     assert status.startswith("400")

@@ -46,8 +46,9 @@ def test_a_token_is_given_for_its_time(ttl: str) -> None:
     assert ask("GET", "/latest/user-data", now=NOW + int(ttl), x_aws_ec2_metadata_token=token).status == 401
 
 
-@pytest.mark.parametrize("headers", [{}, *({imds.TOKEN_TTL.replace("-", "_"): v} for v in ("", "0", "21601", "-1", "x", "²"))])
-def test_a_token_without_a_sound_lifetime_is_refused(headers: dict[str, str]) -> None:
+@pytest.mark.parametrize("ttl", [None, "", "0", "21601", "-1", "x", "²"])
+def test_a_token_without_a_sound_lifetime_is_refused(ttl: str | None) -> None:
+    headers = {} if ttl is None else {"x_aws_ec2_metadata_token_ttl_seconds": ttl}
     assert ask("PUT", "/latest/api/token", **headers).status == 400
 
 
@@ -65,7 +66,8 @@ def test_version_2_wants_a_token_of_this_instance(token: str | None) -> None:
 def test_version_1_works_where_tokens_are_optional_and_a_wrong_token_never_does() -> None:
     me = replace(ME, token_required=False)
     assert ask("GET", "/latest/meta-data/instance-id", me).body == b"i-1"
-    assert ask("GET", "/latest/meta-data/instance-id", me, x_aws_ec2_metadata_token="wrong").status == 401
+    headers = {"x_aws_ec2_metadata_token": "wrong"}
+    assert ask("GET", "/latest/meta-data/instance-id", me, **headers).status == 401
 
 
 @pytest.mark.parametrize(
@@ -88,7 +90,7 @@ def test_documents_and_listings(path: str, body: bytes) -> None:
     assert get(path) == Answer(200, body)
 
 
-@pytest.mark.parametrize("path", ["/latest/meta-data/nothing", "/latest/meta", "/1.0/meta-data", "/latest/../etc/passwd"])
+@pytest.mark.parametrize("path", ["/latest/meta-data/nothing", "/latest/meta", "/1.0/meta-data", "/latest/../etc"])
 def test_what_is_not_there(path: str) -> None:
     assert get(path).status == 404
 
@@ -101,7 +103,8 @@ def test_user_data_that_was_not_given_is_not_there() -> None:
 
 @pytest.mark.parametrize(("me", "status"), [(None, 404), (replace(ME, enabled=False), 403)])
 def test_nobody_and_the_disabled_get_nothing(me: Metadata | None, status: int) -> None:
-    assert ask("PUT", "/latest/api/token", me, x_aws_ec2_metadata_token_ttl_seconds="60").status == status
+    headers = {"x_aws_ec2_metadata_token_ttl_seconds": "60"}
+    assert ask("PUT", "/latest/api/token", me, **headers).status == status
 
 
 @pytest.mark.parametrize("method", ["POST", "DELETE"])

@@ -15,7 +15,7 @@ from localcloud.machine import CloudError, Process
 
 
 def sleeper() -> subprocess.Popen[bytes]:
-    return subprocess.Popen([sys.executable, "-c", "import signal; print(flush=True); signal.pause()"], stdout=subprocess.PIPE)
+    return subprocess.Popen([sys.executable, "-c", "import signal; signal.pause()"])
 
 
 def test_a_process_is_ended_and_known_to_be_gone() -> None:

@@ -16,7 +16,7 @@ SUBNET = IPv4Network("10.77.1.0/24")
 
 def port(last: int, public: str | None = None, egress: bool = False) -> Port:
     return Port(
-        instance=f"i-{last:017x}",
+        instance=f"i-{last:02x}{0:015x}",
         subnet="subnet-0123456789abcdef0",
         network=SUBNET,
         address=SUBNET.network_address + last,
@@ -48,7 +48,8 @@ def test_rules_translate_public_addresses_both_ways() -> None:
 
 
 def test_rules_let_out_who_has_an_address_or_a_gateway() -> None:
-    rules = network.vpc_rules(vpc(port(4, "198.18.1.1"), port(5, egress=True), port(6)), [IPv4Address("10.1.1.1")], 1500)
+    hosts = (port(4, "198.18.1.1"), port(5, egress=True), port(6))
+    rules = network.vpc_rules(vpc(*hosts), [IPv4Address("10.1.1.1")], 1500)
     assert "set outward { type ipv4_addr; elements = { 10.77.1.4, 10.77.1.5 } }" in rules
     assert "set services { type ipv4_addr; elements = { 10.1.1.1, 198.18.0.1 } }" in rules
 

@@ -82,6 +82,26 @@ def test_another_plan_is_another_run(project: pathlib.Path) -> None:
     assert plan(project, run=other["run_id"])["plan"] == other["plan"], "a run keeps the plan that it was made of"
 
 
+def test_a_changed_program_is_another_run(project: pathlib.Path) -> None:
+    (project / "work/run.py").write_text("one", encoding="utf-8")
+    first = plan(project, exp="demo")
+    (project / "work/run.py").write_text("two", encoding="utf-8")
+    assert plan(project, exp="demo")["run_id"] != first["run_id"]
+    with pytest.raises(AnsibleActionFail, match="begun with another content of work"):
+        plan(project, exp="demo", run=first["run_id"])
+
+
+def test_what_is_recorded_of_a_run_can_be_read_without_taking_it(project: pathlib.Path) -> None:
+    first = plan(project, exp="demo")
+    before = (pathlib.Path(first["run_dir"]) / "run.json").read_bytes()
+    (project / "experiments/demo.yml").unlink()
+    again = plan(project, run=first["run_id"], validate_only=True)
+    assert {key: again[key] for key in ("plan", "run_id", "created", "expires", "run_dir")} == {
+        key: first[key] for key in ("plan", "run_id", "created", "expires", "run_dir")
+    }
+    assert (pathlib.Path(first["run_dir"]) / "run.json").read_bytes() == before
+
+
 @pytest.mark.parametrize("how", [{"validate_only": True}, {"check_mode": True}])
 def test_a_plan_alone_writes_nothing(project: pathlib.Path, how: dict[str, bool]) -> None:
     result = plan(project, exp="demo", **how)

@@ -193,7 +193,7 @@ def test_each_problem_of_a_group(group: str, path: str, message: str, remedy: st
     assert remedy in found.remedy
 
 
-@pytest.mark.parametrize("name", ["Party", "1st", "par-ty", "par.ty", "all", "ungrouped", "fleet", "site_x", "x" * 33])
+@pytest.mark.parametrize("name", ["Party", "1st", "par-ty", "par.ty", "all", "ungrouped", "startline", "fleet", "site_x", "x" * 33])
 def test_group_names_become_ansible_groups_tags_and_host_names(name: str) -> None:
     assert only(f"command: 'true'\ngroups: {{{name}: {{}}}}\n").path == f"groups.{name}"
 
@@ -470,7 +470,8 @@ def test_the_name_of_the_file_names_everything_of_the_run() -> None:
 
 def test_the_committed_schema_is_current() -> None:
     committed = (ROOT / "experiments/schema.json").read_text(encoding="utf-8")
-    assert committed == _experiment.json_schema(), (
+    # As data: releases of pydantic differ in the order of keys.
+    assert json.loads(committed) == json.loads(_experiment.json_schema()), (
         "make it anew, with PYTHONPATH=collections: "
         "python -m ansible_collections.startline.lab.plugins.plugin_utils._experiment > experiments/schema.json"
     )

@@ -29,6 +29,7 @@ def record(number: int = 1, **changes: t.Any) -> RunRecord:
         run_id=f"dkg-20261120T00000{number}Z-0000",
         experiment="dkg",
         digest="d1",
+        artifacts={"w/dkg": "a1"},
         controller=DEAD,
         created=f"2026-11-20T00:00:0{number}Z",
         expires="2026-11-21T11:30:00Z",
@@ -41,6 +42,7 @@ def choose(*records: RunRecord, requested: str | None = None, awx: str | None = 
         records,
         experiment="dkg",
         digest="d1",
+        artifacts={"w/dkg": "a1"},
         requested=requested,
         awx=awx,
         new_id=NEW,
@@ -82,8 +84,14 @@ def test_the_newest_unfinished_run_of_the_plan_goes_on() -> None:
 
 @pytest.mark.parametrize(
     "changes",
-    [{"finished": True}, {"digest": "d2"}, {"experiment": "automon"}, {"controller": ALIVE}],
-    ids=["finished", "another plan", "another experiment", "its controller lives"],
+    [
+        {"finished": True},
+        {"digest": "d2"},
+        {"artifacts": {"w/dkg": "a2"}},
+        {"experiment": "automon"},
+        {"controller": ALIVE},
+    ],
+    ids=["finished", "another plan", "another program", "another experiment", "its controller lives"],
 )
 def test_other_runs_are_left_alone(changes: dict[str, t.Any]) -> None:
     assert choose(record(1, **changes)).run_id == NEW
@@ -115,6 +123,7 @@ def test_a_named_run_goes_on_even_when_it_is_finished() -> None:
         (record(1, finished=True), "nope", r"newest first: dkg-20261120T000001Z-0000\."),
         (record(1), "dkg-20261120T000002Z-0000", r"Did you mean dkg-20261120T000001Z-0000\?|was not started"),
         (record(1, digest="d2"), record(1).run_id, "made of another plan"),
+        (record(1, artifacts={"w/dkg": "a2"}), record(1).run_id, r"begun with another content of w/dkg\."),
         (record(1, experiment="automon"), record(1).run_id, "give -e exp=automon"),
         (record(1, controller=ALIVE), record(1).run_id, "led by process 2 on here"),
     ],
@@ -184,6 +193,7 @@ def store(tmp_path: pathlib.Path) -> RunStore:
 
 def open_run(store: RunStore, controller: Controller = DEAD, **changes: t.Any) -> tuple[RunRecord, bool, list[str]]:
     arguments: dict[str, t.Any] = {
+        "artifacts": {},
         "requested": None,
         "awx": None,
         "controller": controller,
@@ -268,7 +278,8 @@ def test_two_commands_at_once_do_not_take_the_same_run(store: RunStore, tmp_path
         f"plan = json.loads({json.dumps(json.dumps(PLAN))})\n"
         "me = _run.this_controller(os.getpid())\n"
         "now, entropy = dt.datetime.now(dt.UTC), os.urandom(2)\n"
-        "r = _run.open_run(store, plan, requested=None, awx=None, controller=me, now=now, entropy=entropy)\n"
+        "r = _run.open_run(store, plan, artifacts={}, requested=None, awx=None,"
+        " controller=me, now=now, entropy=entropy)\n"
         "print(r[0].run_id, r[1], flush=True)\n"
         "input()\n"
     )

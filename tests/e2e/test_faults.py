@@ -1,0 +1,101 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What goes wrong is named, nothing hangs, nothing is left, nothing is lost."""
+
+from __future__ import annotations
+
+import json
+import pathlib
+import typing as t
+
+import pytest
+from conftest import EXPERIMENTS, PROJECT, playbook, playbook_killed_at, run_resources
+
+TINY = f"exp={EXPERIMENTS / 'tiny.yml'}"
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["exp=dgk"], ["Did you mean dkg?"]),
+        ([], ["Which experiment?", "dkg"]),
+        (["exp=dkg", "-e", "set=groups.party.count=0"], ["groups.party.count"]),
+        (["exp=dkg", "-e", "set=groups.party.cuont=4"], ["groups.party.cuont", "Did you mean count?"]),
+        (["exp=dkg", "-e", "set=timeout=soon"], ["timeout"]),
+    ],
+)
+def test_bad_input_is_refused_before_anything_is_created(words: list[str], said: list[str]) -> None:
+    ended = playbook("site.yml", *(["-e", *words] if words else []))
+    assert ended.returncode != 0
+    for text in said:
+        assert text in ended.output
+    assert "PLAY [Provision" not in ended.output
+
+
+def test_all_mistakes_of_a_file_are_told_at_once(tmp_path: pathlib.Path) -> None:
+    wrong = tmp_path / "wrong.yml"
+    wrong.write_text(
+        "groups:\n  node: {count: zero}\ncomand: echo\ncommand: echo {{ nobody }}\ntimeout: -1\n"
+    )
+    ended = playbook("playbooks/plan.yml", "-e", f"exp={wrong}")
+    assert ended.returncode != 0
+    for where, what in ((2, "groups.node.count"), (3, "comand"), (4, "nobody"), (5, "timeout")):
+        assert f"wrong.yml:{where}" in ended.output
+        assert what in ended.output
+
+
+def test_broken_yaml_is_named_with_its_line(tmp_path: pathlib.Path) -> None:
+    broken = tmp_path / "broken.yml"
+    broken.write_text("groups:\n  node: {count: 1\ncommand: x\n")
+    ended = playbook("playbooks/plan.yml", "-e", f"exp={broken}")
+    assert ended.returncode != 0
+    assert "broken.yml:" in ended.output
+
+
+def test_a_command_that_fails_makes_the_run_invalid_and_keeps_every_log(cloud: None, ec2: t.Any) -> None:
+    ended = playbook("site.yml", "-e", f"exp={EXPERIMENTS / 'failing.yml'}")
+    assert ended.returncode != 0
+    results = PROJECT / "results" / "failing" / ended.run_id
+    run = json.loads((results / "run.json").read_text())
+    assert run["verdict"] == "invalid"
+    assert any("node-1" in reason and "3" in reason for reason in run["reasons"])
+    assert (results / "trials" / "r1" / "1" / "node-1" / "stderr").read_text() == "disk on fire\n"
+    assert (results / "trials" / "r1" / "1" / "node-0" / "stdout").read_text() == "about to end\n"
+    assert "node-1" in ended.output
+    assert run_resources(ec2, ended.run_id) == []
+
+
+def test_a_host_that_never_comes_up_is_named_and_the_rest_is_cleaned_up(cloud: None, ec2: t.Any) -> None:
+    # The fault is real: the host's first boot stops its SSH server for good.
+    ended = playbook(
+        "site.yml", "-e", TINY, "-e", "startline_fleet_deadline=15", "-e", '{"fleet_user_data_extra": "systemctl mask --now ssh"}'
+    )
+    assert ended.returncode != 0
+    assert "2 of 2 hosts did not come up within 15 s" in ended.output
+    assert "node-0" in ended.output
+    assert "node-1" in ended.output
+    assert run_resources(ec2, ended.run_id) == []
+
+
+@pytest.mark.parametrize(
+    "stage",
+    ["PLAY [Provision the fleet]", "TASK [startline.lab.fleet : Present | Wait", "PLAY [Configure the hosts]", "TASK [Run the trial]", "PLAY [Collect", "PLAY [Destroy"],
+)
+def test_the_same_command_completes_a_run_that_was_killed(cloud: None, ec2: t.Any, stage: str) -> None:
+    killed = playbook_killed_at(stage, "site.yml", "-e", TINY)
+    assert killed.returncode == -9
+    again = playbook("site.yml", "-e", TINY)
+    assert again.returncode == 0, again.output[-4000:]
+    assert again.run_id == killed.run_id
+    assert f"Going on with run {killed.run_id}" in again.output
+    run = json.loads((PROJECT / "results" / "tiny" / killed.run_id / "run.json").read_text())
+    assert run["verdict"] == "valid"
+    assert run_resources(ec2, killed.run_id) == []
+
+
+@pytest.mark.parametrize("stage", ["TASK [startline.lab.fleet : Network | Create the subnet", "PLAY [Configure the hosts]"])
+def test_destroy_alone_leaves_nothing_of_a_run_that_was_killed(cloud: None, ec2: t.Any, stage: str) -> None:
+    killed = playbook_killed_at(stage, "site.yml", "-e", TINY)
+    assert run_resources(ec2, killed.run_id)
+    gone = playbook("playbooks/destroy.yml", "-e", f"run={killed.run_id}")
+    assert gone.returncode == 0, gone.output[-4000:]
+    assert run_resources(ec2, killed.run_id) == []

@@ -1,0 +1,119 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The journey as a user makes it: one command, then the results."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import pathlib
+import typing as t
+
+import pytest
+from conftest import EXPERIMENTS, PROJECT, Ended, playbook, run_resources
+
+
+@pytest.fixture(scope="module")
+def demo(cloud: None) -> Ended:
+    """``ansible-playbook site.yml -e exp=dkg``"""
+    return playbook("site.yml", "-e", "exp=dkg")
+
+
+@pytest.fixture(scope="module")
+def results(demo: Ended) -> pathlib.Path:
+    return PROJECT / "results" / "dkg" / demo.run_id
+
+
+def read(path: pathlib.Path) -> dict[str, t.Any]:
+    return t.cast("dict[str, t.Any]", json.loads(path.read_text()))
+
+
+def test_the_demo_is_valid_and_says_so(demo: Ended) -> None:
+    assert demo.returncode == 0, demo.output[-4000:]
+    assert "valid" in demo.output
+    assert "report.html" in demo.output
+    assert "WARNING" not in demo.output
+
+
+def test_every_log_of_every_trial_is_home_with_its_checksum(results: pathlib.Path) -> None:
+    run = read(results / "run.json")
+    assert run["verdict"] == "valid"
+    plan = read(results / "plan.json")
+    assert len(plan["trials"]) == 4
+    for trial in plan["trials"]:
+        folder = results / "trials" / trial["trial_id"] / "1"
+        assert len(trial["members"]) == 9
+        for member in trial["members"]:
+            meta = read(folder / member / "meta.json")
+            assert {"stdout", "stderr"} <= {entry["path"] for entry in meta["files"]}
+            for entry in meta["files"]:
+                content = (folder / member / entry["path"]).read_bytes()
+                assert (len(content), hashlib.sha256(content).hexdigest()) == (entry["size"], entry["sha256"])
+
+
+def value_after(label: str, text: str) -> str:
+    lines = text.splitlines()
+    return lines[lines.index(label) + 1]
+
+
+def test_the_parties_of_a_trial_agree_on_one_key_and_trials_differ(results: pathlib.Path) -> None:
+    keys = set()
+    for trial in read(results / "plan.json")["trials"]:
+        folder = results / "trials" / trial["trial_id"] / "1"
+        of_trial = {
+            value_after("group public key:", (folder / f"party-{index}" / "stdout").read_text())
+            for index in range(8)
+            if "group public key:" in (folder / f"party-{index}" / "stdout").read_text()
+        }
+        assert len(of_trial) == 1
+        keys |= of_trial
+    assert len(keys) == 4
+
+
+def test_the_start_was_one_instant(results: pathlib.Path) -> None:
+    for trial in read(results / "plan.json")["trials"]:
+        record = read(results / "trials" / trial["trial_id"] / "1" / "trial.json")
+        assert record["outcome"] == "completed"
+        assert record["skew"]["n"] == 9
+        assert all(member["fired_at"] >= record["start"] for member in record["members"].values())
+        assert set(record["members"]) == set(trial["members"])
+
+
+def test_hosts_config_is_the_same_everywhere_and_ends_with_the_blockchain(results: pathlib.Path) -> None:
+    for trial in read(results / "plan.json")["trials"]:
+        record = read(results / "trials" / trial["trial_id"] / "1" / "trial.json")
+        assert record["members"]["blockchain-0"]["rank"] == 8
+        assert sorted(member["rank"] for member in record["members"].values()) == list(range(9))
+
+
+def test_nothing_is_left_that_costs_money(demo: Ended, ec2: t.Any) -> None:
+    assert run_resources(ec2, demo.run_id) == []
+
+
+def test_the_report_is_one_page_that_names_the_verdict(results: pathlib.Path) -> None:
+    page = (results / "report.html").read_text()
+    assert "valid" in page
+    assert "http://" not in page.replace("http://www.w3.org", "")
+
+
+def test_day_two_commands_reach_the_hosts_of_a_kept_run(cloud: None, ec2: t.Any) -> None:
+    kept = playbook("site.yml", "-e", f"exp={EXPERIMENTS / 'tiny.yml'}", "-e", "keep=true")
+    try:
+        assert kept.returncode == 0, kept.output[-4000:]
+        asked = playbook_adhoc("node", "-m", "ansible.builtin.command", "-a", "uptime")
+        assert asked.returncode == 0, asked.output
+        assert asked.output.count("CHANGED") == 2
+    finally:
+        gone = playbook("playbooks/destroy.yml", "-e", f"run={kept.run_id}")
+    assert gone.returncode == 0, gone.output[-4000:]
+    assert run_resources(ec2, kept.run_id) == []
+
+
+def playbook_adhoc(*words: str) -> Ended:
+    """``ansible ...``"""
+    import subprocess
+    import sys
+
+    done = subprocess.run(
+        [str(pathlib.Path(sys.executable).with_name("ansible")), *words], cwd=PROJECT, capture_output=True, text=True
+    )
+    return Ended(done.returncode, done.stdout + done.stderr)

@@ -1,0 +1,559 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The barrier: tables for what it decides, and hypothesis for what must hold whatever happens.
+
+The properties run the barrier against real `member.Trial` machines over a network that loses, repeats, delays and reorders
+messages, with agents and the rendezvous killed and restarted at any moment.
+"""
+
+from __future__ import annotations
+
+import json
+import typing as t
+
+import pytest
+from ansible_collections.startline.lab.plugins.module_utils._agent import barrier, member, wire
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+EPOCH = wire.Epoch("run", "r1", 1)
+CLOCK = {"source": "chrony", "offset_ns": 0, "bound_ns": 1000, "rtt_ns": 200_000, "note": None}
+EXIT = {
+    "code": 0,
+    "signal": None,
+    "timed_out": False,
+    "stopped": False,
+    "at_ns": 5,
+    "duration_ns": 1,
+    "leftovers": 0,
+    "stepped_ns": 0,
+    "detail": None,
+}
+
+
+def submission(names: t.Iterable[str] = ("a", "b"), **changes: t.Any) -> dict[str, t.Any]:
+    return {
+        "run_id": "run",
+        "trial_id": "r1",
+        "attempt": 1,
+        "members": [{"name": name, "rank": rank} for rank, name in enumerate(names)],
+        "deadline": 60.0,
+        "timeout": 30.0,
+        "delivery_deadline": 100.0,
+        "policy": "all",
+        "max_clock_error": 0.05,
+        "on_clock_error": "mark",
+        **changes,
+    }
+
+
+def at(seconds: float) -> barrier.Now:
+    return barrier.Now(1000 + seconds, int((5000 + seconds) * 1e9))
+
+
+def report(state: str, **changes: t.Any) -> dict[str, t.Any]:
+    reached = wire.STATES.index(state)
+    return {
+        "state": state,
+        "failed": None,
+        "clock": CLOCK if reached >= 3 else None,
+        "armed_ns": None,
+        "start_ns": 10 if reached >= 4 else None,
+        "noticed_ns": 5 if reached >= 4 else None,
+        "fired_ns": 100_010 if reached >= 4 else None,
+        "exit": EXIT if reached >= 5 else None,
+        "files": [] if reached >= 6 else None,
+        **changes,
+    }
+
+
+class Scene:
+    """A barrier with its clock, for tests that tell a story."""
+
+    def __init__(self, names: t.Iterable[str] = ("a", "b"), **changes: t.Any) -> None:
+        self.names = list(names)
+        self.now = 0.0
+        self.barrier = barrier.Barrier(submission(self.names, **changes), at(0))
+
+    def connect(self, *names: str) -> list[barrier.Action]:
+        return [action for name in names for action in self.barrier.step(barrier.Connected(name), at(self.now))]
+
+    def say(self, name: str, state: str, **changes: t.Any) -> list[barrier.Action]:
+        return self.barrier.step(barrier.Reported(name, EPOCH, report(state, **changes)), at(self.now))
+
+    def tick(self, now: float) -> list[barrier.Action]:
+        self.now = now
+        return self.barrier.step(barrier.Tick(), at(now))
+
+    def all_say(self, state: str, **changes: t.Any) -> list[barrier.Action]:
+        return [action for name in self.names for action in self.say(name, state, **changes)]
+
+    def armed(self) -> list[barrier.Action]:
+        self.connect(*self.names)
+        self.all_say("prepared")
+        return self.all_say("armed")
+
+
+def kinds(actions: t.Iterable[barrier.Action]) -> list[str]:
+    return [type(action).__name__ for action in actions]
+
+
+def test_everything_goes_well() -> None:
+    scene = Scene()
+    actions = scene.armed()
+    assert kinds(actions) == ["Start", "Start"]
+    start = scene.barrier.start_ns
+    assert start is not None
+    assert start - at(0).wall_ns == barrier.lead_ns([200_000, 200_000], 2)
+    scene.now = 1
+    scene.all_say("fired")
+    scene.now = 5
+    assert kinds(scene.all_say("exited")) == ["Ended"]
+    assert kinds(scene.all_say("delivered")) == ["Settle", "Settle", "Settled"]
+    result = scene.barrier.result()
+    assert (result["outcome"], result["verdict"], result["reasons"]) == ("completed", "valid", [])
+    assert result["skew"] == {
+        "n": 2,
+        "min_us": 100.0,
+        "p50_us": 100.0,
+        "p99_us": 100.0,
+        "max_us": 100.0,
+        "bound_us": 1.0,
+        "last": "b",
+        "why": "ordinary wake-up",
+    }
+    assert scene.barrier.wake_at is None
+    json.dumps(result, allow_nan=False)
+
+
+def test_the_missing_are_named_with_their_last_state() -> None:
+    scene = Scene(["a", "b", "c", "d"])
+    scene.connect("a", "b", "d")
+    scene.say("a", "armed")
+    scene.say("b", "prepared")
+    scene.say("d", "armed")
+    scene.barrier.step(barrier.Lost("d"), at(1))
+    actions = scene.tick(60)
+    assert kinds(actions) == ["Stop", "Stop", "Ended", "Settled"]
+    result = scene.barrier.result()
+    assert (result["outcome"], result["verdict"]) == ("aborted", "invalid")
+    assert result["reasons"] == ["after 60 s not armed: b (prepared), c (absent), d (armed, connection lost)"]
+    assert {name: row["state"] for name, row in result["members"].items()} == {
+        "a": "armed",
+        "b": "prepared",
+        "c": "absent",
+        "d": "armed",
+    }
+
+
+def test_a_member_that_cannot_prepare_ends_the_wait_at_once() -> None:
+    scene = Scene()
+    scene.connect("a", "b")
+    actions = scene.say("b", "connected", failed="cannot prepare: No space left on device")
+    assert "Ended" in kinds(actions)
+    assert scene.barrier.result()["reasons"] == ["b: cannot prepare: No space left on device"]
+
+
+@pytest.mark.parametrize(("on_error", "outcome", "verdict"), [("mark", None, "degraded"), ("refuse", "aborted", "invalid")])
+def test_a_clock_that_is_not_known_well(on_error: str, outcome: str | None, verdict: str) -> None:
+    scene = Scene(on_clock_error=on_error)
+    scene.connect("a", "b")
+    scene.say("a", "armed")
+    scene.say("b", "armed", clock={**CLOCK, "bound_ns": 60_000_000})
+    assert scene.barrier.outcome == outcome
+    result = scene.barrier.result()
+    assert result["verdict"] == verdict
+    assert "b: clock known to 0.060 s only (chrony), more than 0.050 s" in result["reasons"]
+
+
+def test_another_epoch_is_refused() -> None:
+    scene = Scene()
+    scene.connect("a", "b")
+    for epoch in (EPOCH._replace(attempt=2), EPOCH._replace(run="other"), EPOCH._replace(trial="r2")):
+        actions = scene.barrier.step(barrier.Reported("a", epoch, report("armed")), at(0))
+        assert kinds(actions) == ["Refuse"]
+    assert scene.barrier.members["a"].state == "connected"
+
+
+def test_a_stranger_is_refused_and_not_counted() -> None:
+    scene = Scene()
+    scene.connect("a", "b", "x")
+    scene.say("a", "armed")
+    assert kinds(scene.say("x", "armed")) == ["Refuse"]
+    assert scene.barrier.phase == "gathering"
+
+
+def test_a_member_that_claims_to_have_started_before_t() -> None:
+    scene = Scene()
+    scene.connect("a", "b")
+    scene.say("a", "fired")
+    assert scene.barrier.result()["reasons"] == ["a: said fired before T was published"]
+
+
+def test_an_abort_before_publication_starts_nobody() -> None:
+    scene = Scene()
+    scene.connect("a", "b")
+    scene.say("a", "armed")
+    assert kinds(scene.barrier.step(barrier.Abort("enough"), at(1))) == ["Stop", "Stop", "Ended", "Settled"]
+    assert kinds(scene.say("b", "armed")) == ["Stop"]
+    assert scene.barrier.start_ns is None
+
+
+def test_an_abort_after_publication_is_decided_at_t() -> None:
+    scene = Scene()
+    scene.armed()
+    assert scene.barrier.step(barrier.Abort("enough"), at(0.001)) == []
+    assert scene.barrier.wake_at is not None
+    t_steady = scene.barrier.wake_at - 1000
+    assert t_steady < 1
+    assert kinds(scene.tick(t_steady)) == ["Stop", "Stop"]
+    scene.all_say("exited", exit={**EXIT, "code": None, "signal": 15, "stopped": True})
+    assert scene.barrier.result()["reasons"] == ["stopped: enough", "a was ended by signal 15", "b was ended by signal 15"]
+
+
+def test_the_dead_do_not_hold_the_others() -> None:
+    scene = Scene()
+    scene.armed()
+    scene.now = 1
+    scene.all_say("fired")
+    scene.say("a", "exited")
+    scene.barrier.step(barrier.Lost("b"), at(2))
+    assert scene.barrier.wake_at is not None
+    actions = scene.tick(scene.barrier.wake_at - 1000)
+    assert kinds(actions) == ["Stop", "Ended"]
+    assert scene.now < 60
+    scene.say("a", "delivered")
+    scene.tick(scene.now + 100)
+    result = scene.barrier.result()
+    assert result["reasons"] == ["b did not say how its command ended (last state: fired, connection lost)"]
+    assert result["verdict"] == "invalid"
+
+
+def test_evidence_that_does_not_come_is_named_and_taken_when_it_comes_after_all() -> None:
+    scene = Scene()
+    scene.armed()
+    scene.all_say("exited")
+    scene.say("a", "delivered")
+    assert kinds(scene.tick(100)) == ["Settled"]
+    assert scene.barrier.result()["reasons"] == ["b did not deliver its evidence within 100 s"]
+    assert kinds(scene.say("b", "delivered")) == ["Settle", "Settled"]
+    assert scene.barrier.result()["verdict"] == "valid"
+
+
+@pytest.mark.parametrize(
+    ("end", "words"),
+    [
+        ({"code": 3, "detail": "boom"}, "b exited with code 3: boom"),
+        ({"code": None, "signal": 9}, "b was ended by signal 9"),
+        ({"code": None, "signal": 15, "timed_out": True}, "b was still running after 30 s and was killed"),
+        ({"code": None, "detail": "its launcher was killed"}, "b ended, nobody knows how: its launcher was killed"),
+    ],
+)
+def test_a_command_that_fails_makes_the_trial_invalid(end: dict[str, t.Any], words: str) -> None:
+    scene = Scene()
+    scene.armed()
+    scene.say("a", "delivered")
+    scene.say("b", "delivered", exit={**EXIT, **end})
+    result = scene.barrier.result()
+    assert (result["verdict"], result["reasons"]) == ("invalid", [words])
+
+
+@pytest.mark.parametrize(
+    ("percent", "expected"), [(0, 1), (1, 1), (50, 2), (51, 3), (75, 3), (99, 4), (100, 4)]
+)
+def test_percentile(percent: float, expected: float) -> None:
+    assert barrier.percentile([1, 2, 3, 4], percent) == expected
+
+
+def test_lead_grows_with_the_slowest_and_has_an_end() -> None:
+    assert barrier.lead_ns([], 1) < barrier.lead_ns([10**8], 1) < barrier.LEAD_MAX_NS
+    assert barrier.lead_ns([10**12], 10) == barrier.LEAD_MAX_NS
+
+
+# ---- whatever happens ----------------------------------------------------------------------------------------------------
+
+
+class Host:
+    """A host with a real `member.Trial`, as `agent.Agent` would run it: record on disk, launcher that outlives the agent."""
+
+    def __init__(self, name: str, world: Universe) -> None:
+        self.name = name
+        self.world = world
+        self.up = False
+        self.alive = True
+        self.trial: member.Trial | None = None
+        self.disk: str | None = None
+        self.launcher: str | None = None  # ready, sleeping, running, ended
+        self.start_here = 0
+        self.fires = 0
+
+    def do(self, actions: t.Iterable[member.Action]) -> None:
+        assert self.trial is not None
+        for action in actions:
+            kind = type(action).__name__
+            if kind == "Save":
+                self.disk = json.dumps(self.trial.to_json())
+            elif kind == "Say" and self.up:
+                self.world.send("rendezvous", self.name, ("report", {**self.trial.report()}))
+            elif kind == "Arm":
+                self.launcher = "ready"
+            elif kind == "Fire":
+                assert self.launcher in ("ready", None)
+                if self.launcher == "ready":
+                    self.launcher, self.start_here = "sleeping", t.cast(member.Fire, action).start_ns
+            elif kind == "Release" and self.launcher == "ready":
+                self.launcher = None
+            elif kind == "Kill" and self.launcher in ("sleeping", "running"):
+                self.launcher = "ended"
+
+    def take(self, event: member.Event) -> None:
+        if self.trial is not None and self.alive:
+            self.do(self.trial.step(event))
+
+    def receive(self, message: tuple[str, t.Any]) -> None:
+        kind, what = message
+        if not (self.alive and self.up):
+            return
+        if kind == "prepare":
+            if self.trial is None:
+                self.trial = member.Trial(EPOCH, {"upload": False})
+                self.take(member.Prepared())
+            else:
+                self.do([member.Say()])
+        elif self.trial is None:
+            if kind == "start":
+                stranger = member.Trial(EPOCH, {})
+                stranger.failed = "knows nothing"
+                self.world.send("rendezvous", self.name, ("report", stranger.report()))
+        elif kind == "start":
+            self.take(member.StartSaid(what, what + barrier.LATE_LIMIT_NS, self.world.wall_ns))
+        elif kind == "abort":
+            self.take(member.AbortSaid(what))
+        elif kind == "settled":
+            self.take(member.SettledSaid())
+
+    def live(self) -> None:
+        """What is due happens: launchers wake, commands end, the agent sees it."""
+        if self.launcher == "sleeping" and self.world.wall_ns >= self.start_here:
+            self.launcher = "running"
+            self.fires += 1
+        if self.trial is None or not self.alive:
+            return
+        if self.launcher == "ready":
+            self.take(member.Ready(self.world.wall_ns))
+            self.take(member.Measured(CLOCK, self.world.wall_ns))
+        if self.launcher in ("running", "ended") and self.trial.committed and self.fires:
+            self.take(member.Fired(self.start_here, self.start_here, self.start_here))
+        if self.launcher == "ended":
+            if self.trial.reached("fired"):
+                self.take(member.Exited(EXIT))
+                self.take(member.Collected([]))
+            else:
+                self.take(member.LauncherGone(0))
+
+    def crash(self) -> None:
+        self.alive = self.up = False
+        if self.launcher == "ready":
+            self.launcher = None  # its pipe was closed without T
+
+    def restart(self) -> None:
+        self.alive = True
+        if self.disk is not None:
+            self.trial = member.Trial.from_json(json.loads(self.disk))
+            self.do(self.trial.resume())
+            if self.trial.committed and not self.trial.over and self.launcher is None:
+                self.take(member.LauncherGone(0))
+
+
+class Universe:
+    """The rendezvous with its journal, the hosts, and the network between them."""
+
+    def __init__(self, count: int) -> None:
+        self.seconds = 0.0
+        self.hosts = {f"h{i}": Host(f"h{i}", self) for i in range(count)}
+        self.wires: list[tuple[str, str, tuple[str, t.Any]]] = []
+        self.trial = submission(self.hosts)
+        self.barrier = barrier.Barrier(self.trial, self.now)
+        self.journal: list[tuple[barrier.Event, barrier.Now]] = []
+        self.begin = self.now
+        self.published = 0
+
+    @property
+    def now(self) -> barrier.Now:
+        return at(self.seconds)
+
+    @property
+    def wall_ns(self) -> int:
+        return self.now.wall_ns
+
+    def send(self, to: str, of: str, message: tuple[str, t.Any]) -> None:
+        self.wires.append((to, of, message))
+
+    def event(self, event: barrier.Event) -> None:
+        before = self.barrier.start_ns
+        self.journal.append((event, self.now))
+        actions = self.barrier.step(event, self.now)
+        if before is None and self.barrier.start_ns is not None:
+            self.published += 1
+            assert self.barrier.outcome is None
+            assert all(standing.state == "armed" and standing.connected for standing in self.barrier.members.values())
+        self.perform(actions)
+
+    def perform(self, actions: t.Iterable[barrier.Action]) -> None:
+        for action in actions:
+            if isinstance(action, barrier.Prepare):
+                self.send(action.member, "", ("prepare", None))
+            elif isinstance(action, barrier.Start):
+                self.send(action.member, "", ("start", action.start_ns))
+            elif isinstance(action, barrier.Stop):
+                self.send(action.member, "", ("abort", action.reason))
+            elif isinstance(action, barrier.Settle):
+                self.send(action.member, "", ("settled", None))
+
+    def deliver(self, index: int) -> None:
+        to, of, message = self.wires.pop(index)
+        if to == "rendezvous":
+            fields = dict(message[1])
+            self.event(barrier.Reported(of, fields.pop("epoch"), fields))
+        else:
+            self.hosts[to].receive(message)
+
+    def connect(self, host: Host) -> None:
+        if host.alive and not host.up:
+            host.up = True
+            self.event(barrier.Connected(host.name))
+            self.perform(self.barrier.greet(host.name, self.now))
+            host.take(member.LinkUp())
+
+    def disconnect(self, host: Host) -> None:
+        if host.up:
+            host.up = False
+            self.event(barrier.Lost(host.name))
+
+    def replay(self) -> barrier.Barrier:
+        again = barrier.Barrier(self.trial, self.begin)
+        for event, now in self.journal:
+            again.step(event, now)
+        return again
+
+    def restart_rendezvous(self) -> None:
+        again = self.replay()
+        assert again.result() == self.barrier.result()
+        self.barrier = again
+        self.wires.clear()
+        for host in self.hosts.values():
+            if host.up:
+                self.disconnect(host)
+
+    def advance(self, seconds: float) -> None:
+        self.seconds += seconds
+        for host in self.hosts.values():
+            host.live()
+        if self.barrier.wake_at is not None and self.now.steady >= self.barrier.wake_at:
+            self.event(barrier.Tick())
+
+    def check(self) -> None:
+        assert self.published <= 1
+        for host in self.hosts.values():
+            assert host.fires <= 1, "fired twice"
+            if host.fires:
+                assert self.published == 1, "fired before everybody was armed"
+                assert self.barrier.outcome != "aborted", "fired after an abort"
+
+
+STEPS = st.one_of(
+    st.tuples(st.sampled_from(["deliver", "lose", "repeat"]), st.integers(0, 30)),
+    st.tuples(st.sampled_from(["connect", "disconnect", "crash", "restart", "exit"]), st.integers(0, 3)),
+    st.tuples(st.just("advance"), st.sampled_from([0.001, 0.05, 0.1, 2.0, 20.0])),
+    st.tuples(st.sampled_from(["abort", "restart rendezvous", "settle down"]), st.just(0)),
+)
+
+
+def run_steps(universe: Universe, steps: t.Iterable[tuple[str, t.Any]]) -> None:
+    hosts = list(universe.hosts.values())
+    for what, argument in steps:
+        if what in ("deliver", "lose", "repeat") and universe.wires:
+            index = argument % len(universe.wires)
+            if what == "repeat":
+                universe.wires.append(universe.wires[index])
+            elif what == "lose":
+                del universe.wires[index]
+            else:
+                universe.deliver(index)
+        elif what == "connect":
+            universe.connect(hosts[argument % len(hosts)])
+        elif what == "disconnect":
+            universe.disconnect(hosts[argument % len(hosts)])
+        elif what == "crash":
+            host = hosts[argument % len(hosts)]
+            universe.disconnect(host)
+            host.crash()
+        elif what == "restart":
+            host = hosts[argument % len(hosts)]
+            if not host.alive:
+                host.restart()
+        elif what == "exit":
+            host = hosts[argument % len(hosts)]
+            if host.launcher == "running":
+                host.launcher = "ended"
+        elif what == "advance":
+            universe.advance(argument)
+        elif what == "abort":
+            universe.event(barrier.Abort("asked for"))
+        elif what == "restart rendezvous":
+            universe.restart_rendezvous()
+        elif what == "settle down":
+            for host in hosts:
+                universe.connect(host)
+                host.live()
+            while universe.wires:
+                universe.deliver(0)
+                for host in hosts:
+                    host.live()
+        universe.check()
+
+
+@settings(max_examples=400, deadline=None)
+@given(st.integers(1, 4), st.lists(STEPS, max_size=80))
+def test_whatever_happens(count: int, steps: list[tuple[str, t.Any]]) -> None:
+    universe = Universe(count)
+    run_steps(universe, steps)
+    # Left alone, it ends: by its own alarms and nothing else.
+    alarms = 0
+    while universe.barrier.wake_at is not None:
+        alarms += 1
+        assert alarms < 10
+        universe.advance(max(0.0, universe.barrier.wake_at - universe.now.steady))
+        universe.check()
+    result = universe.barrier.result()
+    assert result["phase"] == "settled"
+    assert set(result["members"]) == set(universe.hosts)
+    assert all(row["state"] in wire.STATES for row in result["members"].values())
+    assert result["verdict"] == "valid" or result["reasons"]
+    if result["verdict"] == "valid":
+        assert all(host.fires == 1 for host in universe.hosts.values())
+    json.dumps(result, allow_nan=False)
+    assert universe.replay().result() == result
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.integers(1, 4), st.lists(STEPS, max_size=30))
+def test_a_world_that_calms_down_before_the_deadline_completes(count: int, steps: list[tuple[str, t.Any]]) -> None:
+    """Nothing gets stuck: unless the trial was lost by then, everybody starts once all faults are over."""
+    universe = Universe(count)
+    run_steps(universe, [step for step in steps if step[0] not in ("abort", "advance")])
+    for host in universe.hosts.values():
+        universe.disconnect(host)  # a connection does not outlive the loss of what it carries
+        if not host.alive:
+            host.restart()
+    for _ in range(3):
+        run_steps(universe, [("settle down", 0)])
+    assert universe.barrier.outcome != "aborted"
+    assert universe.published == 1
+    universe.advance(0.2)
+    for index in range(count):
+        run_steps(universe, [("exit", index)])
+    universe.advance(0.1)
+    run_steps(universe, [("settle down", 0)])
+    universe.advance(0.1)
+    run_steps(universe, [("settle down", 0)])
+    assert universe.barrier.result()["verdict"] == "valid"

@@ -1,0 +1,213 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The report says what run.json says, draws it, and needs nothing else."""
+
+from __future__ import annotations
+
+import html.parser
+import json
+import pathlib
+import re
+import typing as t
+
+import pytest
+from ansible_collections.startline.lab.plugins.plugin_utils import _report
+from ansible_collections.startline.lab.plugins.plugin_utils._report import ReportError
+
+from tests.support import synthetic as syn
+
+
+class Page(html.parser.HTMLParser):
+    """What is in a page: text, elements, and every attribute that could make a browser fetch something."""
+
+    VOID: t.Final = frozenset({"meta", "link", "img", "br", "hr", "input"})
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.words: list[str] = []
+        self.tags: list[str] = []
+        self.ids: list[str] = []
+        self.links: list[str] = []
+        self.trials: list[str] = []
+        self.verdict = ""
+        self._open: list[str] = []
+        self.feed(text)
+        self.close()
+        assert self._open == []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        if tag not in self.VOID:
+            self._open.append(tag)
+        self.tags.append(tag)
+        for name, value in attrs:
+            if name in ("src", "href", "xlink:href", "data", "action", "srcset"):
+                self.links.append(value or "")
+            elif name == "id":
+                self.ids.append(value or "")
+            elif name == "data-verdict":
+                self.verdict = value or ""
+            elif name == "data-trial":
+                self.trials.append(value or "")
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.handle_starttag(tag, attrs)
+        if tag not in self.VOID:
+            self._open.pop()
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self._open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        self.words.append(data)
+
+    @property
+    def text(self) -> str:
+        return " ".join(" ".join(self.words).split())
+
+
+def made(root: pathlib.Path, plan: t.Any, objects: syn.Objects) -> tuple[_report.Results, Page]:
+    results = _report.load(syn.results(root, plan, objects))
+    text = _report.render(results)
+    assert not re.search(r"https?:|//[a-z]|url\((?!#)|@import|<script", text)
+    page = Page(text)
+    assert all(link.startswith("#") and link[1:] in page.ids for link in page.links)
+    return results, page
+
+
+def test_a_valid_run(tmp_path: pathlib.Path) -> None:
+    plan = syn.plan()
+    results, page = made(tmp_path, plan, syn.run_objects(plan))
+    assert page.verdict == "valid"
+    assert page.trials == [trial["trial_id"] for trial in plan["trials"]]
+    assert page.tags.count("svg") == 3
+    for words in (
+        "4 of 4",
+        "16 of 16",
+        "n = 16 starts in 4 trials",
+        "n = 4 trials at 2 points",
+        "Debian GNU/Linux 12",
+        "seed 7",
+    ):
+        assert words in page.text
+    assert "Missing evidence" not in page.text
+    summary = _report.summary(results, s3_uri="s3://bucket/dkg/run")
+    assert summary.splitlines()[0] == f"{syn.RUN_ID}: VALID"
+    assert "4 of 4 valid" in summary
+    assert "16 of 16" in summary
+    assert "at protocol=normal (mean, n=2)" in summary
+    assert summary.splitlines()[-2:] == [f"  report    {results.report}", "  kept in   s3://bucket/dkg/run/"]
+
+
+def test_an_invalid_run_names_what_is_missing(tmp_path: pathlib.Path) -> None:
+    plan = syn.plan()
+    ids = [trial["trial_id"] for trial in plan["trials"]]
+    objects = {key: body for key, body in syn.run_objects(plan).items() if ids[2] not in key and ids[3] not in key}
+    objects |= syn.aborted(plan["trials"][2], "party-2")
+    del objects[f"trials/{ids[0]}/1/party-1/stdout"]
+    results, page = made(tmp_path, plan, objects)
+    assert page.verdict == "invalid"
+    assert "Missing evidence" in page.text
+    reasons = [f"trial {ids[0]}: party-1: stdout missing", f"trial {ids[2]}: after 60 s not armed: party-2 (absent)"]
+    for reason in [*reasons, f"trial {ids[3]}: was not run"]:
+        assert reason in page.text
+        assert reason in _report.summary(results)
+    assert "1 of 4 valid (2 invalid, 1 not run)" in _report.summary(results)
+
+
+def test_a_run_in_which_nothing_started(tmp_path: pathlib.Path) -> None:
+    plan = syn.plan()
+    _, page = made(tmp_path / "none", plan, {})
+    assert page.tags.count("svg") == 0
+    for words in ("No host started in any trial.", "No trial was run.", "No trial came to a usable end."):
+        assert words in page.text
+    objects: syn.Objects = {}
+    for trial in plan["trials"]:
+        objects |= syn.aborted(trial, "party-0")
+    _, page = made(tmp_path / "aborted", plan, objects)
+    assert page.tags.count("svg") == 1
+
+
+@pytest.mark.parametrize("count", [1, 200])
+def test_one_trial_and_two_hundred(tmp_path: pathlib.Path, count: int) -> None:
+    plan = syn.plan({} if count == 1 else {"size": list(range(50))}, 1 if count == 1 else 4, parties=1)
+    _, page = made(tmp_path, plan, syn.run_objects(plan))
+    assert len(page.trials) == count
+    assert page.tags.count("svg") == 3
+    assert f"{count} of {count}" in page.text
+
+
+def test_what_an_experiment_or_a_host_calls_itself_is_text(tmp_path: pathlib.Path) -> None:
+    plan = syn.plan({"mode": ["<b>$x_1$</b>", "{{ 7 * 7 }}", "a" * 300]}, 1)
+    for number, trial in enumerate(plan["trials"]):
+        trial["trial_id"] = f"mode-{number}.r1"
+    plan["description"] = "<script>alert(1)</script>"
+    objects = syn.run_objects(plan)
+    for key in [key for key in objects if key.endswith("/meta.json")]:
+        syn.edit(objects, key, host={"os": '"><img src=x>', "kernel": ["a", {"b": 1}], "python": None, "instance": 7})
+    _, page = made(tmp_path, plan, objects)
+    assert "img" not in page.tags
+    assert "script" not in page.tags
+    for words in ("<b>$x_1$</b>", "{{ 7 * 7 }}", "<script>alert(1)</script>", '"><img src=x>', "a" * 300):
+        assert words in page.text
+
+
+def test_the_same_results_give_the_same_page(tmp_path: pathlib.Path) -> None:
+    plan = syn.plan()
+    root = syn.results(tmp_path, plan, syn.run_objects(plan))
+    results = _report.load(root)
+    page = _report.render(results)
+    assert page == _report.render(_report.load(root))
+    assert _report.write(results, page, dry=True)
+    assert not results.report.exists()
+    assert _report.write(results, page)
+    assert not _report.write(results, page)
+    assert results.report.read_text() == page
+    assert [path.name for path in root.iterdir() if path.name.startswith(".")] == []
+
+
+def test_evidence_that_is_gone_since_it_was_judged_stops_nothing(tmp_path: pathlib.Path) -> None:
+    plan = syn.plan()
+    root = syn.results(tmp_path, plan, syn.run_objects(plan))
+    for path in [*root.rglob("meta.json"), *root.rglob("trial.json"), root / "plan.json"]:
+        path.unlink()
+    page = Page(_report.render(_report.load(root)))
+    assert page.verdict == "valid"
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, "has no run.json, so there is nothing to report: collect the run's evidence first"),
+        ("{", "run.json cannot be read"),
+        ("[]", "run.json is not what Startline writes"),
+        (json.dumps({"format": "startline-run/9"}), "has the format 'startline-run/9', not 'startline-run/1'"),
+    ],
+)
+def test_what_is_no_run_is_refused(tmp_path: pathlib.Path, content: str | None, message: str) -> None:
+    if content is not None:
+        (tmp_path / "run.json").write_text(content)
+    with pytest.raises(ReportError, match=re.escape(message)):
+        _report.load(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (None, "\N{EN DASH}"),
+        (0.0, "0 µs"),
+        (84.2, "84.2 µs"),
+        (999.0, "999 µs"),
+        (8130.0, "8.13 ms"),
+        (-2500.0, "-2.5 ms"),
+        (1.2e6, "1.2 s"),
+    ],
+)
+def test_microseconds(value: float | None, text: str) -> None:
+    assert _report.microseconds(value) == text
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(None, "\N{EN DASH}"), (0.0, "0 s"), (1.534, "1.53 s"), (125.0, "2 min 5 s"), (7265.0, "2 h 1 min")],
+)
+def test_seconds(value: float | None, text: str) -> None:
+    assert _report.seconds(value) == text
