@@ -166,7 +166,7 @@ class Host:
                     "SYSTEMD_NSPAWN_API_VFS_WRITABLE": "network",
                 },
             )
-            ran = self._await_init(notify, process)
+            ran = self._watch(notify, process)
             code = process.wait()
         with self._lock:
             if self._leader is not None:
@@ -176,20 +176,20 @@ class Host:
         machine.cgroup_kill(spec.cgroup)
         return code, ran
 
-    def _await_init(self, notify: socket.socket, process: subprocess.Popen[bytes]) -> bool:
-        """Wait for nspawn's word on the host's PID 1, or for nspawn's end."""
+    def _watch(self, notify: socket.socket, process: subprocess.Popen[bytes]) -> bool:
+        """Hear nspawn until it ends (unheard, it would wait for us in its 10th message). Did the host's init start?"""
+        ran = False
         handle = os.pidfd_open(process.pid)
         try:
-            while True:
-                if notify.fileno() not in select.select([notify.fileno(), handle], [], [])[0]:
-                    return False
-                for line in notify.recv(4096).decode().splitlines():
+            while notify.fileno() in select.select([notify.fileno(), handle], [], [])[0]:
+                for line in notify.recv(4096).decode(errors="replace").splitlines():
                     name, _, value = line.partition("=")
-                    if name == "X_NSPAWN_LEADER_PID":
+                    if name == "X_NSPAWN_LEADER_PID" and not ran:
+                        ran = True
                         self._init_started(int(value))
-                        return True
         finally:
             os.close(handle)
+        return ran
 
     def _init_started(self, pid: int) -> None:
         with self._lock:

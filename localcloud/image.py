@@ -31,7 +31,7 @@ OWNER = "136693071363"
 
 PACKAGES = (
     "ca-certificates", "chrony", "dbus", "iproute2", "iptables", "iputils-ping", "netcat-openbsd", "nftables",
-    "openssh-server", "procps", "python3", "python3-boto3", "rsync", "sudo", "systemd-sysv",
+    "openssh-server", "procps", "python3", "python3-apt", "python3-boto3", "rsync", "sudo", "systemd-sysv",
 )  # fmt: skip
 
 # What a host of some hours does not need. logind is only started on demand (`shutdown +5` asks for it).

@@ -361,6 +361,11 @@ def install(cloud: Cloud) -> None:
         return InstanceState(instance._state.name, instance._state.code)
 
     def run_instances(backend: Moto, *args: t.Any, **options: t.Any) -> Moto:
+        if not options.get("subnet_id") and not options.get("nics"):  # moto would take an address of no subnet
+            subnets = backend.get_default_subnets()
+            zone = options.get("placement") or min(subnets, default=None)
+            options["subnet_id"] = subnets[zone].id if zone in subnets else None
+
         def launch() -> Moto:
             reservation = t.cast(Moto, run)(backend, *args, **options)
             for index, instance in enumerate(reservation.instances):

@@ -118,6 +118,7 @@ table ip {TABLE} {{
     type nat hook postrouting priority srcnat
     # To another host's public address: seen from the public address, as on AWS, also inside one VPC.
     oifname != "uplink" ct status dnat ip saddr {vpc.cidr} snat to ip saddr map @out
+    oifname != "uplink" ct status dnat ip saddr {vpc.cidr} masquerade
     oifname "uplink" snat to ip saddr map @out
     oifname "uplink" ip saddr {vpc.cidr} masquerade
   }}
@@ -128,6 +129,7 @@ table ip {TABLE} {{
     # From outside only to what is translated; out with a public address or a NAT gateway, else to the services alone.
     iifname "uplink" ct state new ct status ! dnat drop
     oifname "uplink" ct state new ip saddr != @outward ip daddr != @services drop
+    iifname != "uplink" ct state new ct status dnat ip saddr != @outward drop
   }}
 }}
 """

@@ -215,13 +215,13 @@ def judge_trial(
         plan: the plan.
         trial: one of its trials.
         run_id: the run.
-        attempt: that counts; None if there is none.
+        attempt: that counts; None if none left anything.
         contents: of trial.json and meta.json objects by key; None for one that cannot be read.
         digests: (size, sha256) of what was really fetched, by key.
     """
     trial_id, expected = trial["trial_id"], tuple(trial["members"])
     if attempt is None:
-        return TrialEvidence(trial_id, None, "invalid", ("was not run",), expected, (), {}, {})
+        return TrialEvidence(trial_id, None, "invalid", ("was not run, or left nothing",), expected, (), {}, {})
     epoch = {"run": run_id, "trial": trial_id, "attempt": attempt}
     key = trial_key(trial_id, attempt)
     result = contents.get(key)
@@ -304,9 +304,10 @@ def _audit(
     meta = contents.get(key)
     if meta is None:
         return (["meta.json"], []) if key not in contents else ([], ["meta.json"])
-    files = _files(meta)
+    files, said = _files(meta), _files(row)
     changed = ["meta.json"] if meta.get("epoch") != epoch or meta.get("member") != member else []
-    said = {path: entry for path, entry in _files(row).items() if path != "meta.json"}
+    if said.pop("meta.json", digests[key]) != digests[key] and not changed:
+        changed.append("meta.json")
     if said and said != files:
         changed += sorted(path for path in said.keys() | files.keys() if said.get(path) != files.get(path))
     missing = [name for name in STREAMS if name not in files]
@@ -316,6 +317,10 @@ def _audit(
             missing.append(path)
         elif here != entry and path not in changed:
             changed.append(path)
+    skipped = meta.get("skipped")  # what matched on the host and could not be collected there
+    for item in skipped if isinstance(skipped, list) else []:
+        if isinstance(item, dict):
+            missing.append(f"{item.get('path')} ({item.get('reason')})")
     return missing, changed
 
 
@@ -604,8 +609,10 @@ class Store:
         made = attempts_made(item.key for item in kept)
         judged = []
         for trial in plan["trials"]:
-            known = [*made.get(trial["trial_id"], ()), *filter(None, [attempts.get(trial["trial_id"])])]
-            judged.append(judge_trial(plan, trial, run_id, max(known, default=None), contents, digests))
+            last = max(made.get(trial["trial_id"], ()), default=None)
+            if last is not None:  # an attempt that left nothing is not replaced by an older one
+                last = max(last, attempts.get(trial["trial_id"], 1))
+            judged.append(judge_trial(plan, trial, run_id, last, contents, digests))
         run = describe_run(plan, run_id, judged, kept, contents, provenance or {})
         self._root.mkdir(parents=True, exist_ok=True)
         for name, document in ((MANIFEST, manifest(run_id, kept, digests, judged)), (RUN, run)):
@@ -653,7 +660,7 @@ class Store:
             etags = {item.key: item.etag for item in objects}
             stale = [key for key in etags if key.endswith("/trial.json") and read.get(key, ("", None))[0] != etags[key]]
             read.update({key: (etags[key], content) for key, content in self._read_all(stale).items()})
-            late = awaited(plan, etags.keys(), {key: content for key, (_, content) in read.items()}, attempts, trials)
+            late = awaited(plan, etags.keys(), {key: content for key, (_etag, content) in read.items()}, attempts, trials)
             left = end - self._monotonic()
             if not late or left <= 0:
                 return objects, late
@@ -676,7 +683,7 @@ class Store:
             with contextlib.suppress(FileNotFoundError, NotADirectoryError, IsADirectoryError):
                 if path.stat().st_size == item.size:
                     with path.open("rb") as stream:
-                        size, sha256, md5 = _digest(stream)
+                        size, sha256, md5 = _hashes(stream)
                     # Else the ETag is of another kind (multipart, KMS), or the object is another one: fetch it again.
                     if md5 == item.etag:
                         return item.key, False, (size, sha256)
@@ -684,7 +691,7 @@ class Store:
 
         with concurrent.futures.ThreadPoolExecutor(self.WORKERS) as pool:
             fetched = list(pool.map(fetch, objects))
-        return any(new for _, new, _ in fetched), {key: digest for key, _, digest in fetched}
+        return any(new for _key, new, _digest in fetched), {key: digest for key, _new, digest in fetched}
 
     def _download(self, item: Stored, path: pathlib.Path) -> tuple[int, str]:
         """Fetch one object. The file appears whole or not at all."""
@@ -693,7 +700,7 @@ class Store:
                 path.parent.mkdir(parents=True, exist_ok=True)
                 body = self._client.get_object(Bucket=self._bucket, Key=f"{self._prefix}/{item.key}")["Body"]
                 with _replacing(path) as stream:
-                    size, sha256, _ = _digest(body, stream)
+                    size, sha256, _md5 = _hashes(body, stream)
                 break
             except OSError as exc:
                 raise EvidenceError(f"{self.uri}/{item.key} cannot be stored at {path}: {exc.strerror or exc}") from exc
@@ -704,7 +711,7 @@ class Store:
         return size, sha256
 
 
-def _digest(source: t.Any, copy: t.BinaryIO | None = None) -> tuple[int, str, str]:
+def _hashes(source: t.Any, copy: t.BinaryIO | None = None) -> tuple[int, str, str]:
     """(size, sha256, md5) of a stream, which is copied on the way. S3's ETag of a simple object is its md5."""
     size, sha256, md5 = 0, hashlib.sha256(), hashlib.md5(usedforsecurity=False)
     while chunk := source.read(1 << 18):

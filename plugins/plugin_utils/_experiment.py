@@ -45,7 +45,7 @@ _Item = t.TypeVar("_Item")
 #: run's own.
 EXPERIMENT_NAME: t.Final = re.compile(r"[a-z0-9][a-z0-9_-]{0,39}")
 #: Ansible's own groups, and those that hold every host of a run.
-_RESERVED_GROUPS: t.Final = frozenset({"all", "ungrouped", "startline", "fleet", "localhost"})
+_RESERVED_GROUPS: t.Final = frozenset({"all", "ungrouped", "startline", "fleet", "ready", "localhost"})
 #: Files that the agent writes into the working directory.
 _RESERVED_FILES: t.Final = frozenset({"hosts.config", "stdout", "stderr", "meta.json", "trial.json"})
 #: Files larger than this are not experiments.
@@ -758,7 +758,7 @@ def _check_groups(
 ) -> t.Iterator[Problem]:
     for name, group in spec.groups.items():
         path: Path = ("groups", name)
-        if name in _RESERVED_GROUPS or name.startswith(("site_", "run_")):
+        if name in _RESERVED_GROUPS or name.startswith(("site_", "run_", "experiment_")):
             yield document.problem(
                 path, f"{name} is a group that Ansible or Startline makes itself", "Choose another name."
             )

@@ -30,9 +30,6 @@ from ansible_collections.startline.lab.plugins.plugin_utils._evidence import (
     utc,
 )
 from ansible_collections.startline.lab.plugins.plugin_utils._figures import BLUE, GREEN, GREY, INK, ORANGE, RED
-from matplotlib.lines import Line2D
-from matplotlib.patches import Patch
-from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
 
 Json = t.Mapping[str, t.Any]
 
@@ -166,8 +163,7 @@ def skew_figure(results: Results) -> Drawn:
                 axes.hlines(bound / scale, trial["number"] - 0.4, trial["number"] + 0.4, color=ORANGE, linewidth=1.6)
         if min(late) > 0 and max([*late, *bounds]) > 30 * min([*late, *bounds]):
             axes.set_yscale("log")
-            axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-            axes.yaxis.set_minor_formatter(NullFormatter())
+            _figures.plain_numbers(axes.yaxis)
         else:
             axes.set_ylim(bottom=min(0.0, *late) / scale)
         axes.set_xlim(0.4, max(trial["number"] for trial in trials) + 0.6)
@@ -336,7 +332,7 @@ def _facts(results: Results) -> list[tuple[str, str]]:
     ):
         seen = collections.Counter(str(value) for value in map(pick, results.hosts) if value)
         if seen:
-            facts.append((title, ", ".join(value for value, _ in sorted(seen.items()))))
+            facts.append((title, ", ".join(sorted(seen))))
     provenance = run["provenance"]
     versions = provenance.get("controller") or {}
     if versions:

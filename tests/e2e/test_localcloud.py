@@ -361,9 +361,11 @@ def test_a_host_without_public_address_has_its_vpc_and_the_api_only(lab: Lab, ho
     address = seen["PrivateIpAddress"]
     until("its ssh, from inside", lambda: lab.ssh(hosts[0], probe(address)) == "open")
     # The host's own view: from inside its namespace.
-    inside = ["ip", "netns", "exec", f"startline-{hidden}", "nc", "-z", "-w", "2"]
+    program = "import socket, sys; socket.create_connection((sys.argv[1], int(sys.argv[2])), 2)"
+    inside = ["ip", "netns", "exec", f"startline-{hidden}", sys.executable, "-c", program]
     assert subprocess.run([*inside, "198.18.0.1", "4566"], check=False).returncode == 0
-    assert subprocess.run([*inside, lab.look(hosts[0])["PublicIpAddress"], "22"], check=False).returncode != 0
+    out = subprocess.run([*inside, lab.look(hosts[0])["PublicIpAddress"], "22"], capture_output=True, check=False)
+    assert b"TimeoutError" in out.stderr
     lab.terminate([hidden])
 
 

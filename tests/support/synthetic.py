@@ -119,9 +119,11 @@ def trial_objects(trial: t.Mapping[str, t.Any], *, attempt: int = 1, at: float =
             "clock": clock,
             "host": host,
             "files": files,
+            "skipped": [],
         }
         objects |= {f"{where}/{path}": body for path, body in bodies.items()}
         objects[f"{where}/meta.json"] = dump(meta)
+        rows[member]["files"] = [*files, entry("meta.json", objects[f"{where}/meta.json"])]
     late = sorted((row["late_us"], name) for name, row in rows.items())
     result = {
         "format": "startline-trial/1",

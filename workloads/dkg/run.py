@@ -1,4 +1,3 @@
-#!/usr/bin/env python3
 # SPDX-License-Identifier: GPL-3.0-or-later
 """One host of an any-trust distributed key generation: a party, or the simulated blockchain on the last rank.
 

@@ -43,7 +43,7 @@ class _Running:
         self.handle: t.Optional[launcher.Handle] = None
         self.events: t.Optional[int] = None
         self.patience: t.Optional[Timer] = None
-        self.asked_at = 0.0
+        self.asked = False
         self.pause = RETRY_FIRST
         self.retry: t.Optional[Timer] = None
         self.measured_at = 0.0
@@ -96,7 +96,7 @@ class Agent:
                 try:
                     record = launcher.read_record(spool, "record.json")
                     trial = member.Trial.from_json(record or {})
-                except (KeyError, TypeError, ValueError) as error:
+                except (KeyError, TypeError, ValueError, OSError) as error:
                     log("record unreadable", spool=spool, error=repr(error))
                     continue
                 running = self._trials[trial.epoch] = _Running(trial, spool)
@@ -117,7 +117,7 @@ class Agent:
 
     def _on_down(self) -> None:
         for running in self._trials.values():
-            running.asked_at = 0.0
+            running.asked = False
 
     def _on_message(self, message: wire.Message) -> None:
         kind = message["type"]
@@ -129,7 +129,7 @@ class Agent:
             log("refused", epoch=message["epoch"], reason=message["reason"])
             refused = self._trials.get(message["epoch"])
             if refused is not None and refused.trial.reached("exited"):
-                refused.asked_at = 0.0
+                refused.asked = False
                 self._later(refused, message["reason"])
         elif "epoch" in message:
             running = self._trials.get(message["epoch"])
@@ -346,11 +346,10 @@ class Agent:
         self._reactor.work(work, done)
 
     def _ask(self, running: _Running) -> None:
-        """Ask for grants. Repeats itself until they come, since a question may be lost with its connection."""
-        now = time.monotonic()
-        if now - running.asked_at < RETRY_FIRST:
+        """Ask for grants, once on each connection: the answer may be lost with it, and both ends may remember the rest."""
+        if running.asked or not self._link.up:
             return
-        running.asked_at = now
+        running.asked = True
         self._link.send("ask", epoch=running.trial.epoch, files=running.trial.files)
 
     def _upload(self, running: _Running, grants: t.List[t.Dict[str, t.Any]]) -> None:
@@ -359,7 +358,7 @@ class Agent:
         def done(result: t.Any) -> None:
             failed = "the upload was interrupted" if result is None else result["failed"]
             if failed is not None:
-                running.asked_at = 0.0
+                running.asked = False
                 self._later(running, failed)
             self._step(running, member.Uploaded(failed))
 

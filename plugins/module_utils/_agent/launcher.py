@@ -419,8 +419,11 @@ def _signal_tree(number: int, group: _Cgroup) -> None:
             os.kill(pid, number)
 
 
-def _tree(group: _Cgroup) -> t.Set[int]:
-    """Processes below this one: all descendants, for orphans come back to a subreaper, and what is in the cgroup."""
+def _tree(group: _Cgroup) -> t.List[int]:
+    """Processes below this one, parents first, so that a shell is ended by a signal and not by the end of its child.
+
+    All descendants, for orphans come back to a subreaper, and what is in the cgroup.
+    """
     children: t.Dict[int, t.List[int]] = {}
     for entry in os.listdir("/proc"):
         if entry.isdigit():
@@ -430,13 +433,10 @@ def _tree(group: _Cgroup) -> t.Set[int]:
                     state, parent = stream.read().rpartition(b")")[2].split()[:2]
                 if state not in (b"Z", b"X"):
                     children.setdefault(int(parent), []).append(int(entry))
-    found = set(group.processes())
-    todo = [os.getpid()]
-    while todo:
-        below = children.get(todo.pop(), [])
-        found.update(below)
-        todo += below
-    return found - {os.getpid()}
+    found = [os.getpid()]
+    for pid in found:  # grows while it is walked
+        found += children.get(pid, [])
+    return found[1:] + [pid for pid in group.processes() if pid not in found]
 
 
 def _last_words(spool: str) -> t.Optional[str]:

@@ -269,10 +269,10 @@ class Node:
         blockchain, seconds = self._roster.name(self._roster.chain), self._timing.connect + self._timing.round
         try:
             message = await asyncio.wait_for(chain.receive(), seconds)
+        except asyncio.TimeoutError:  # before OSError, which it belongs to since Python 3.11
+            raise DkgError(f"missing: {blockchain} said nothing of round {name} within {seconds:g} s") from None
         except (EOFError, OSError) as exc:
             raise DkgError(f"missing: {blockchain} closed the connection in round {name}") from exc
-        except asyncio.TimeoutError:
-            raise DkgError(f"missing: {blockchain} said nothing of round {name} within {seconds:g} s") from None
         if "abort" in message:
             raise DkgError(str(message["abort"]))
         if message.get("round", "verdict") != name:

@@ -31,7 +31,8 @@ The threat model under which this is correct
     * The blockchain delivers the same messages to all in each round, and knows who speaks: a party is the first
       connection that claims its rank. There is no public-key infrastructure that would prove it.
     * Time is synchronous: a private share that an honest dealer has sent arrives within `net.Timing.share` of the
-      block that holds its commitments. When that fails the outcome is still right, but that share became public.
+      block that holds its commitments. When that fails for a few parties, their shares of that dealer become public
+      and the outcome is right all the same; when it fails for more than t, an honest dealer is out, and `check` says so.
     * Discrete logarithms in edwards25519 are hard, and the logarithm of H to G is unknown (binding, secrecy).
 """
 
@@ -390,7 +391,7 @@ class Corrupt(Party):
     def _answer(self) -> dict[str, t.Any]:
         shares = super()._answer()["shares"] if self.dealt and self.manner != "mute" else {}
         if self.manner == "lie":
-            shares = {rank: [value, value] for rank, (value, _) in shares.items()}
+            shares = {rank: [share[0], share[0]] for rank, share in shares.items()}
         return {"shares": shares}
 
     def _extract(self) -> dict[str, t.Any]:

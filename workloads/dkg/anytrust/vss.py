@@ -83,7 +83,7 @@ class Polynomial(tuple[int, ...]):
 
     @classmethod
     def random(cls, degree: int) -> Polynomial:
-        return cls(secrets.randbelow(ORDER) for _ in range(degree + 1))
+        return cls(secrets.randbelow(ORDER) for _degree in range(degree + 1))
 
     def __call__(self, x: int) -> int:
         total = 0
