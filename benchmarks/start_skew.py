@@ -3,9 +3,9 @@
 
     python benchmarks/start_skew.py [--members 8 32] [--repeats 10]
 
-The floor is N processes forked before, an absolute sleep, exec at T, and nothing else: what N wake-ups cost on this machine.
-Both are measured in turns, so that they meet the same noise. Figures are lateness after T in milliseconds over all members
-and repeats; "spread" is the median over repeats of last minus first.
+The floor is N processes forked before, an absolute sleep, exec at T, and nothing else: what N wake-ups cost on this
+machine. Both are measured in turns, so that they meet the same noise. Figures are lateness after T in milliseconds
+over all members and repeats; "spread" is the median over repeats of last minus first.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def floor(members: int, lead: float = 0.3) -> list[float]:
             launcher._prctl(29, 1)  # PR_SET_TIMERSLACK, as the launcher does
             launcher.sleep_until(start_ns)
             os.write(write, struct.pack("!q", time.time_ns() - start_ns))
-            os.execv("/bin/sh", ["/bin/sh", "-c", COMMAND])
+            os.execv("/bin/sh", ["/bin/sh", "-c", COMMAND])  # noqa: S606
         children.append(child)
     os.close(write)
     for child in children:

@@ -61,10 +61,7 @@ def up(wait: float, say: t.Callable[[str], None]) -> None:
 def down(say: t.Callable[[str], None]) -> None:
     """Leave nothing: no process, mount, namespace, interface, route, rule or changed limit."""
     with _one_command():
-        record = _record()
-        if record:
-            Process(record["pid"], record["started"]).end(grace=2)
-        was_there = bool(record or machine.leftovers())
+        was_there = bool(machine.leftovers())
         _clear()
         if left := machine.leftovers():
             raise CloudError("still there: " + "; ".join(left), "Run `python -m localcloud down` again.")
@@ -115,7 +112,8 @@ def _start(wait: float) -> str:
     reader, writer = os.pipe()
     with (LOGS / "daemon.log").open("w") as output:
         process = subprocess.Popen(
-            [sys.executable, "-m", "localcloud", "daemon", str(writer)],
+            # Its control group is how it is ended: from the first moment, whoever started it and whatever it recorded.
+            machine.cgroup_command("daemon", [sys.executable, "-m", "localcloud", "daemon", str(writer)]),
             cwd="/",
             env={**os.environ, "PYTHONPATH": str(machine.PROJECT)},
             stdin=subprocess.DEVNULL,
@@ -132,9 +130,8 @@ def _start(wait: float) -> str:
     word = json.loads(said or "{}")
     if "endpoint" in word:
         return str(word["endpoint"])
-    process.kill()
-    process.wait()
     _clear()
+    process.wait()
     problem = word.get("problem", f"the daemon died, or was not ready within {wait:g} s")
     raise CloudError(problem, f"Log: {LOGS / 'daemon.log'}")
 

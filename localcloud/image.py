@@ -108,10 +108,8 @@ def ensure(rebuild: bool = False, say: t.Callable[[str], None] = print) -> Image
         name = distribution.get("PRETTY_NAME", "this distribution")
         raise CloudError(f"hosts are made of the machine's own Debian or Ubuntu packages; this is {name}")
     digest = recipe(files, distribution)
-    IMAGES.mkdir(parents=True, exist_ok=True)
     LOGS.mkdir(parents=True, exist_ok=True)
-    with (IMAGES / "lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with _one_builder():
         image = None if rebuild else find(digest)
         if image is None:
             say(f"building the image of {distribution['PRETTY_NAME']}: about half a minute; log {LOGS / 'image.log'}")
@@ -128,19 +126,28 @@ def find(digest: str) -> Image | None:
 
 
 def remove_others(keep: Image) -> None:
-    """Remove images of older recipes that no daemon holds."""
-    for path in IMAGES.iterdir():
-        if path.is_dir() and path != keep.directory:
-            handle = os.open(path, os.O_RDONLY)
-            with contextlib.suppress(BlockingIOError):
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                shutil.rmtree(path)
-            os.close(handle)
+    """Remove images of older recipes that no daemon holds, and what a killed build left."""
+    with _one_builder():
+        for path in IMAGES.iterdir():
+            if path.is_dir() and not path.is_symlink() and path != keep.directory:
+                handle = os.open(path, os.O_RDONLY)
+                with contextlib.suppress(BlockingIOError):
+                    fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    shutil.rmtree(path)
+                os.close(handle)
 
 
 def hold(image: Image) -> None:
     """Keep an image from being removed: the descriptor stays open for as long as this process lives."""
     fcntl.flock(os.open(image.directory, os.O_RDONLY), fcntl.LOCK_SH)
+
+
+@contextlib.contextmanager
+def _one_builder() -> t.Iterator[None]:
+    IMAGES.mkdir(parents=True, exist_ok=True)
+    with (IMAGES / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
 
 
 def _files() -> dict[str, bytes]:

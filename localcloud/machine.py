@@ -13,7 +13,6 @@ import json
 import os
 import select
 import shutil
-import signal
 import socket
 import subprocess
 import sys
@@ -153,25 +152,6 @@ class Process:
     def alive(self) -> bool:
         return Process.of(self.pid) == self
 
-    def end(self, grace: float) -> None:
-        """Ask it to stop, wait at most `grace` seconds, then kill it."""
-        try:
-            handle = os.pidfd_open(self.pid)
-        except ProcessLookupError:
-            return
-        try:
-            # The handle is one process for ever: checked after opening, it is ours or nobody's.
-            if not self.alive():
-                return
-            for number, patience in ((signal.SIGTERM, grace), (signal.SIGKILL, 10.0)):
-                signal.pidfd_send_signal(handle, number)
-                if select.select([handle], [], [], patience)[0]:
-                    return
-        except ProcessLookupError:
-            return
-        finally:
-            os.close(handle)
-
 
 # --- control groups: a host and all it ever forked, killed as one -----------------------------------------------------
 
@@ -204,7 +184,7 @@ def cgroup_command(name: str, command: t.Sequence[str]) -> list[str]:
 def cgroup_kill(name: str = "") -> None:
     """Kill all in startline/<name> (all of ours without a name), wait until it is empty, remove it."""
     groups = _groups(name)
-    if groups[0].exists():
+    with contextlib.suppress(OSError):  # not there, or gone meanwhile: two may want the same end
         (groups[0] / "cgroup.kill").write_text("1")
         with (groups[0] / "cgroup.events").open() as events:
             poll = select.poll()

@@ -10,7 +10,8 @@ from ansible.errors import AnsibleActionFail
 from ansible.plugins.action import ActionBase
 
 from ansible_collections.startline.lab.plugins.plugin_utils._aws import AWS_ARGUMENT_SPEC, AwsOptions, is_aws_error
-from ansible_collections.startline.lab.plugins.plugin_utils._fleet import Fleet, FleetError, group_counts
+from ansible_collections.startline.lab.plugins.plugin_utils._errors import FleetError
+from ansible_collections.startline.lab.plugins.plugin_utils._fleet import Fleet, group_counts
 
 
 class ActionModule(ActionBase):

@@ -81,7 +81,9 @@ class InventoryModule(BaseInventoryPlugin):
             return
         amazon = inventory_loader.get("amazon.aws.aws_ec2")
         if amazon is None:
-            raise AnsibleParserError("the collection amazon.aws is missing: pip install ansible, or ansible-galaxy collection install amazon.aws")
+            raise AnsibleParserError(
+                "the collection amazon.aws is missing: pip install ansible, or ansible-galaxy collection install amazon.aws"
+            )
         # The file names this plugin; the one that reads it next has to answer to that name.
         amazon._redirected_names = [self.NAME]
         amazon.parse(inventory, loader, path, cache=cache)

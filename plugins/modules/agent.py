@@ -11,15 +11,15 @@ short_description: Install the agent that starts trials, and the rendezvous, on 
 version_added: 0.1.0
 author: The Startline authors (@startline)
 description:
-  - Installs C(startline-agent) with its configuration and certificates, and runs it as a systemd service. One task is the
-    whole set-up of a host.
+  - Installs C(startline-agent) with its configuration and certificates, and runs it as a systemd service. One task is the whole
+    set-up of a host.
   - On the coordinator host, O(rendezvous=true) runs the meeting point that all agents of the run connect to as well.
-  - The certificates are made on the controller, by an authority of the run's own, and reused as long as they are good.
-    They live in O(tls_directory); an agent and a rendezvous of different runs refuse each other.
+  - The certificates are made on the controller, by an authority of the run's own, and reused as long as they are good. They
+    live in O(tls_directory); an agent and a rendezvous of different runs refuse each other.
   - Services are restarted only when something of theirs has changed. A command that an earlier agent has started goes on.
 notes:
-  - Needs root on the host, systemd, and Python 3.7 or newer there; the agent itself uses nothing but the standard library.
-    The rendezvous needs boto3 on its host if trials have evidence to upload.
+  - Needs root on the host, systemd, and Python 3.7 or newer there; the agent itself uses nothing but the standard library. The
+    rendezvous needs boto3 on its host if trials have evidence to upload.
   - Needs the Python package C(cryptography) on the controller.
   - The agent runs with the Python interpreter that Ansible uses on the host.
 attributes:
@@ -57,7 +57,8 @@ options:
     default: false
   tls_directory:
     description:
-      - Directory on the controller with the run's authority and certificates. Made if it is missing, readable by its owner only.
+      - Directory on the controller with the run's authority and certificates. Made if it is missing, readable by its owner
+        only.
       - Required for O(state=present) unless O(ca), O(certificate) and O(key) are given.
     type: path
   expires:
@@ -271,7 +272,9 @@ def wanted_files(params: t.Mapping[str, t.Any], sources: t.Mapping[str, str], py
         files += [
             File(f"{tls}/rendezvous.crt", params["rendezvous_certificate"], 0o644, "certificates"),
             File(f"{tls}/rendezvous.key", params["rendezvous_key"], 0o600, "certificates"),
-            File(f"{UNITS}/{RENDEZVOUS}", RENDEZVOUS_UNIT.format(program=PROGRAM, state=STATE), 0o644, RENDEZVOUS, True),
+            File(
+                f"{UNITS}/{RENDEZVOUS}", RENDEZVOUS_UNIT.format(program=PROGRAM, state=STATE), 0o644, RENDEZVOUS, True
+            ),
         ]
     lines = ",\n".join(f'  "{name}": {_json(value)}' for name, value in sorted(config.items()))
     files.append(File(f"{ETC}/agent.json", "{\n" + lines + "\n}\n", 0o600, "configuration", True))
@@ -365,7 +368,8 @@ class Host:
         os.makedirs(STATE, 0o755, exist_ok=True)
         if surplus or any(file.path.startswith(UNITS) for file in different):
             self._systemctl("daemon-reload")
-        # The rendezvous' part of the certificates and the configuration is read by it alone, but the agent's costs nothing.
+        # The rendezvous' part of the certificates and the configuration is read by it alone, but the agent's costs
+        # nothing.
         renewed = bool({"program", "configuration", "certificates"} & set(self.changed))
         for unit in reversed(units):  # the rendezvous first: agents find it at their first try
             if renewed or unit in self.changed:

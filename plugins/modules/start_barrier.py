@@ -13,18 +13,18 @@ author: The Startline authors (@startline)
 description:
   - Runs one trial. Gives it to the rendezvous, and waits until its commands have ended or its evidence is delivered.
   - Every member prepares a clean working directory, forks a launcher that is ready to start the command, measures its clock,
-    and says that it is armed. When all are armed, the rendezvous chooses an instant T and publishes it. Nobody is told to
-    start at T; every launcher sleeps to T on its own clock. How far apart the commands really started is measured and returned.
-  - When not all members are armed by O(deadline), nobody starts, and the task fails with the names of the missing members
-    and the last state that each was seen in. No wait is without an end.
+    and says that it is armed. When all are armed, the rendezvous chooses an instant T and publishes it. Nobody is told to start
+    at T; every launcher sleeps to T on its own clock. How far apart the commands really started is measured and returned.
+  - When not all members are armed by O(deadline), nobody starts, and the task fails with the names of the missing members and
+    the last state that each was seen in. No wait is without an end.
   - Runs against the coordinator host, the one with RV(ignore:rendezvous). The other hosts are not contacted by Ansible, so the
     time this takes does not grow with their number.
   - Saying the same trial again, also from another controller, or after this one was killed, attaches to it or gives its result.
     It is never run twice under one O(attempt).
 notes:
   - Every member and the coordinator were set up by M(startline.lab.agent) for the same O(run_id).
-  - A broken connection to the coordinator is made again until the trial's time is over; the trial goes on meanwhile. The host is
-    not marked unreachable.
+  - A broken connection to the coordinator is made again until the trial's time is over; the trial goes on meanwhile. The host
+    is not marked unreachable.
   - O(deadline), O(timeout) and O(delivery_deadline) bound the task; it needs no C(timeout) of its own.
 attributes:
   check_mode:
@@ -82,7 +82,7 @@ options:
     type: dict
     default: {}
   links:
-    description: Symbolic links that are made in every working directory, by relative path. A link that leads nowhere is an error.
+    description: Symbolic links that are made in every working directory, by relative path. One that leads nowhere is an error.
     type: dict
     default: {}
   deadline:
@@ -107,14 +107,12 @@ options:
     type: float
     default: 0.05
   on_clock_error:
-    description: Whether a member whose clock may be wrong by more is only noted (V(mark), the verdict is V(degraded)), or stops the trial.
-    type: str
-    choices: [mark, refuse]
-    default: mark
+    description: Whether a member whose clock may be wrong by more is only noted (V(mark), the verdict is
+    V(degraded)), or stops the trial. type: str choices: [mark, refuse] default: mark
   collect:
     description:
-      - Files of the working directory that are evidence beside stdout and stderr, as globs. C(**) stands for any directories.
-      - Links are not followed.
+      - Files of the working directory that are evidence beside stdout and stderr, as globs. C(**) stands for any directories. -
+        Links are not followed.
     type: list
     elements: str
     default: []
@@ -207,7 +205,7 @@ reasons:
   type: list
   elements: str
 submitted:
-  description: When the trial had its turn. This and all times without a unit in their name are UNIX seconds, on the rendezvous' clock.
+  description: When the trial had its turn. Times without a unit in their name are UNIX seconds, on the rendezvous' clock.
   returned: when the rendezvous has answered
   type: float
 armed:

@@ -21,14 +21,14 @@ import tarfile
 import tempfile
 import typing as t
 
+from ansible_collections.startline.lab.plugins.plugin_utils._errors import ArtifactError
+
 #: Never part of an artifact: they differ between machines and no program needs them.
-IGNORED: t.Final = frozenset({".git", "__pycache__", ".venv", ".pytest_cache", ".mypy_cache", ".ruff_cache", ".DS_Store"})
+IGNORED: t.Final = frozenset(
+    {".git", "__pycache__", ".venv", ".pytest_cache", ".mypy_cache", ".ruff_cache", ".DS_Store"}
+)
 #: Seconds for which a host may fetch an artifact with the address that it is given.
 ADDRESS_LIFETIME: t.Final = 3600
-
-
-class ArtifactError(Exception):
-    """An artifact cannot be packed or stored. The message names it."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,13 +66,16 @@ def _describe(path: pathlib.Path, kind: str) -> Packed:
 
 def _archive(source: pathlib.Path, archive: pathlib.Path) -> None:
     """Write a reproducible tar.gz: sorted, without owner, time or name of the machine."""
-    with archive.open("wb") as raw, gzip.GzipFile(filename="", mode="wb", fileobj=raw, mtime=0, compresslevel=6) as zipped:
-        with tarfile.open(fileobj=t.cast("t.IO[bytes]", zipped), mode="w", format=tarfile.PAX_FORMAT) as tar:
-            for folder, folders, files in os.walk(source):
-                folders[:] = sorted(name for name in folders if name not in IGNORED)
-                for name in sorted(folders) + sorted(name for name in files if name not in IGNORED):
-                    path = pathlib.Path(folder) / name
-                    tar.add(path, str(path.relative_to(source)), recursive=False, filter=_anonymous)
+    with (
+        archive.open("wb") as raw,
+        gzip.GzipFile(filename="", mode="wb", fileobj=raw, mtime=0, compresslevel=6) as zipped,
+        tarfile.open(fileobj=t.cast("t.IO[bytes]", zipped), mode="w", format=tarfile.PAX_FORMAT) as tar,
+    ):
+        for folder, folders, files in os.walk(source):
+            folders[:] = sorted(name for name in folders if name not in IGNORED)
+            for name in sorted(folders) + sorted(name for name in files if name not in IGNORED):
+                path = pathlib.Path(folder) / name
+                tar.add(path, str(path.relative_to(source)), recursive=False, filter=_anonymous)
 
 
 def _anonymous(info: tarfile.TarInfo) -> tarfile.TarInfo:

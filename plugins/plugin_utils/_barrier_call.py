@@ -55,7 +55,11 @@ def check(trial: t.Mapping[str, t.Any]) -> None:
     if not names:
         raise SubmissionError("members is empty")
     for what, values in (("name", names), ("rank", ranks)):
-        twice = sorted({str(value) for value in values if values.count(value) > 1}) if len(set(values)) < len(values) else []
+        twice = (
+            sorted({str(value) for value in values if values.count(value) > 1})
+            if len(set(values)) < len(values)
+            else []
+        )
         if twice:
             raise SubmissionError(f"members: the {what} {', '.join(twice)} is there more than once")
 
@@ -79,7 +83,9 @@ def parse(code: int, output: str, errors: str) -> Answer:
                 return Answer(result=result)
         return Answer(problem=f"the rendezvous' answer is not a trial: {output[-500:].strip()}")
     said = [line for line in errors.strip().splitlines() if line.startswith("startline-agent: ")]
-    problem = said[-1].removeprefix("startline-agent: ") if said else f"exit {code}: {(errors or output)[-500:].strip()}"
+    problem = (
+        said[-1].removeprefix("startline-agent: ") if said else f"exit {code}: {(errors or output)[-500:].strip()}"
+    )
     if code == 127:
         return Answer(problem=f"startline-agent is not installed on the coordinator ({problem})")
     # 255 is ssh's own, and a signal means that the connection's other end was taken away: both may pass.

@@ -4,7 +4,9 @@
   StartlineError
   ├── ExperimentError    the experiment file or its overrides: every problem at once
   ├── PlanError          a plan that does not fit what it is used with (a member without a host, a foreign format)
-  └── RunError           a run that cannot be named, resumed or recorded
+  ├── RunError           a run that cannot be named, resumed or recorded
+  ├── FleetError         hosts that are missing, do not answer, or are left
+  └── ArtifactError      an artifact that cannot be packed or stored
 
 Plugins translate at one place: C(except StartlineError as exc: raise AnsibleActionFail(str(exc)) from exc).
 This util is PRIVATE to the collection.
@@ -27,6 +29,14 @@ class PlanError(StartlineError):
 
 class RunError(StartlineError):
     """A run cannot be named, resumed or recorded."""
+
+
+class FleetError(StartlineError):
+    """Hosts are missing, do not answer, or are left. The message names each of them."""
+
+
+class ArtifactError(StartlineError):
+    """An artifact cannot be packed or stored. The message names it."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -660,7 +660,9 @@ class Store:
             etags = {item.key: item.etag for item in objects}
             stale = [key for key in etags if key.endswith("/trial.json") and read.get(key, ("", None))[0] != etags[key]]
             read.update({key: (etags[key], content) for key, content in self._read_all(stale).items()})
-            late = awaited(plan, etags.keys(), {key: content for key, (_etag, content) in read.items()}, attempts, trials)
+            late = awaited(
+                plan, etags.keys(), {key: content for key, (_etag, content) in read.items()}, attempts, trials
+            )
             left = end - self._monotonic()
             if not late or left <= 0:
                 return objects, late

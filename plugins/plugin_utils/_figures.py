@@ -14,10 +14,13 @@ import io
 import re
 import typing as t
 
-import matplotlib as mpl
-from matplotlib.axes import Axes
-from matplotlib.backends.backend_svg import FigureCanvasSVG
-from matplotlib.figure import Figure
+if t.TYPE_CHECKING:
+    from matplotlib.artist import Artist
+    from matplotlib.axes import Axes
+    from matplotlib.axis import Axis
+    from matplotlib.figure import Figure
+
+# matplotlib is imported where it is used: it takes a second, and only who draws needs it.
 
 INK: t.Final = "#010203"  # no series has it: `page_svg` finds it again
 GRID: t.Final = "#040506"
@@ -59,10 +62,42 @@ STYLE: t.Final[dict[str, t.Any]] = {
 @contextlib.contextmanager
 def figure(height: float, name: str) -> t.Iterator[tuple[Figure, Axes]]:
     """A figure of `height` inches in our style, with one pair of axes. `name` tells its ids from other figures'."""
+    import matplotlib as mpl
+    from matplotlib.backends.backend_svg import FigureCanvasSVG
+    from matplotlib.figure import Figure
+
     with mpl.rc_context(t.cast("t.Any", {**STYLE, "svg.hashsalt": name})):
         drawn = Figure(figsize=(WIDTH, height))
         FigureCanvasSVG(drawn)
         yield drawn, drawn.add_subplot()
+
+
+def sign(kind: str, color: str, label: str) -> Artist:
+    """An entry of a legend: a marker (``o``, ``x``, ``|``), a line (``-``) or a ``bar``."""
+    from matplotlib.lines import Line2D
+    from matplotlib.patches import Patch
+
+    if kind == "bar":
+        return Patch(color=color, label=label)
+    if kind == "-":
+        return Line2D([], [], color=color, linewidth=1.6, label=label)
+    size = {"o": 4, "|": 9}.get(kind, 5)
+    return Line2D([], [], linestyle="none", marker=kind, markersize=size, color=color, label=label)
+
+
+def plain_numbers(axis: Axis) -> None:
+    """Numbers as people write them, also on a logarithmic axis: 0.1, 1, 10."""
+    from matplotlib.ticker import FuncFormatter, NullFormatter
+
+    axis.set_major_formatter(FuncFormatter(lambda value, _position: f"{value:g}"))
+    axis.set_minor_formatter(NullFormatter())
+
+
+def whole_numbers(axis: Axis, most: int) -> None:
+    """Ticks at whole numbers, at most so many."""
+    from matplotlib.ticker import MaxNLocator
+
+    axis.set_major_locator(MaxNLocator(integer=True, nbins=most, min_n_ticks=1))
 
 
 def page_svg(drawn: Figure, name: str, label: str) -> str:

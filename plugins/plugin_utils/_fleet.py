@@ -17,6 +17,8 @@ import ipaddress
 import time
 import typing as t
 
+from ansible_collections.startline.lab.plugins.plugin_utils._errors import FleetError
+
 ALIVE: t.Final = ("pending", "running")
 
 #: What a run creates in a region, as EC2 describes it: (operation, key of the list, key of the id).
@@ -33,10 +35,6 @@ _RESOURCES: t.Final = (
     ("describe_vpcs", "Vpcs", "VpcId"),
     ("describe_key_pairs", "KeyPairs", "KeyPairId"),
 )
-
-
-class FleetError(Exception):
-    """Hosts are missing or did not answer. The message names each of them."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -122,11 +120,11 @@ def missing_members(expected: t.Iterable[str], hosts: t.Iterable[Host]) -> dict[
             last[host.name] = host
     missing: dict[str, str] = {}
     for name in expected:
-        host = last.get(name)
-        if host is None:
+        known = last.get(name)
+        if known is None:
             missing[name] = "was never launched"
-        elif host.state not in ALIVE:
-            missing[name] = f"{host.instance_id} is {host.state}" + (f": {host.reason}" if host.reason else "")
+        elif known.state not in ALIVE:
+            missing[name] = f"{known.instance_id} is {known.state}" + (f": {known.reason}" if known.reason else "")
     return missing
 
 
@@ -221,8 +219,11 @@ def _explain(expected: t.Sequence[str], hosts: t.Sequence[Host], answered: t.Col
             )
     lines = [f"  {name}: {problems[name]}" for name in expected if name in problems]
     return "\n".join(
-        [f"{len(lines)} of {len(expected)} hosts did not come up within {deadline:g} s:", *lines]
-        + ["Look at the instance's console (on the local cloud: python -m localcloud status names the logs)."]
+        [
+            f"{len(lines)} of {len(expected)} hosts did not come up within {deadline:g} s:",
+            *lines,
+            "Look at the instance's console (on the local cloud: python -m localcloud status names the logs).",
+        ]
     )
 
 

@@ -45,8 +45,12 @@ def with_images(launches: t.Iterable[Launch], answers: t.Iterable[t.Mapping[str,
                 f"group {launch['group']}: no image {_label(launch['image'])} in {launch['region']}. "
                 f"Give groups.{launch['group']}.image, or startline_image in the inventory, an id or a name that exists there."
             )
-        newest = max(images, key=lambda image: (image.get("creation_date", ""), image.get("name", ""), image["image_id"]))
-        result.append({**launch, "image_id": newest["image_id"], "root_device": newest.get("root_device_name") or "/dev/xvda"})
+        newest = max(
+            images, key=lambda image: (image.get("creation_date", ""), image.get("name", ""), image["image_id"])
+        )
+        result.append(
+            {**launch, "image_id": newest["image_id"], "root_device": newest.get("root_device_name") or "/dev/xvda"}
+        )
     return result
 
 

@@ -167,13 +167,13 @@ def skew_figure(results: Results) -> Drawn:
         else:
             axes.set_ylim(bottom=min(0.0, *late) / scale)
         axes.set_xlim(0.4, max(trial["number"] for trial in trials) + 0.6)
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=_NAMED, min_n_ticks=1))
+        _figures.whole_numbers(axes.xaxis, _NAMED)
         axes.grid(axis="x", visible=False)
         axes.set_xlabel("trial, in the order in which they ran")
         axes.set_ylabel(f"start after T ({unit})")
-        handles = [Line2D([], [], linestyle="none", marker="o", markersize=4, color=BLUE, label="one host")]
+        handles = [_figures.sign("o", BLUE, "one host")]
         if bounds:
-            handles.append(Line2D([], [], color=ORANGE, linewidth=1.6, label="bound of the worst clock"))
+            handles.append(_figures.sign("-", ORANGE, "bound of the worst clock"))
         drawn.legend(handles=handles, loc="outside upper right", ncols=2)
         svg = _svg(drawn, "skew", title)
     caption = (
@@ -210,8 +210,8 @@ def duration_figure(results: Results) -> Drawn:
         axes.grid(axis="y", visible=False)
         axes.set_xlabel("from T to the last exit (s)")
         handles = [
-            Line2D([], [], linestyle="none", marker="o", markersize=4, color=BLUE, label="one trial"),
-            Line2D([], [], linestyle="none", marker="|", markersize=9, color=INK, label="mean"),
+            _figures.sign("o", BLUE, "one trial"),
+            _figures.sign("|", INK, "mean"),
         ]
         drawn.legend(handles=handles, loc="outside upper right", ncols=2)
         svg = _svg(drawn, "duration", title)
@@ -245,14 +245,14 @@ def timeline_figure(results: Results) -> Drawn:
             axes.set_yticks([trial["number"] for trial in trials])
             axes.set_yticklabels([f"#{trial['number']} {_shortened(trial['trial_id'])}" for trial in trials])
         else:
-            axes.yaxis.set_major_locator(MaxNLocator(integer=True, nbins=_NAMED))
+            _figures.whole_numbers(axes.yaxis, _NAMED)
             axes.set_ylabel("trial")
         axes.set_xlim(left=0)
         axes.grid(axis="y", visible=False)
         axes.set_xlabel("since the first trial was submitted (s)")
-        handles: list[Patch | Line2D] = [Patch(color=color, label=name) for name, color in spans.items()]
+        handles = [_figures.sign("bar", color, name) for name, color in spans.items()]
         if any(trial["start"] is None for trial in trials):
-            handles.append(Line2D([], [], linestyle="none", marker="x", color=RED, label="never started"))
+            handles.append(_figures.sign("x", RED, "never started"))
         drawn.legend(handles=handles, loc="outside upper right", ncols=len(handles))
         svg = _svg(drawn, "timeline", title)
     caption = (

@@ -3,8 +3,8 @@
 
 This util is PRIVATE to the collection.
 
-What is trusted is a name in the certificate (a URI, `wire.member_uri` and `wire.rendezvous_uri`), never an address: hosts
-are reached at addresses that nobody knows when the certificates are made. All keys are ECDSA P-256.
+What is trusted is a name in the certificate (a URI, `wire.member_uri` and `wire.rendezvous_uri`), never an address:
+hosts are reached at addresses that nobody knows when the certificates are made. All keys are ECDSA P-256.
 """
 
 from __future__ import annotations
@@ -18,9 +18,6 @@ import pathlib
 import typing as t
 
 from ansible_collections.startline.lab.plugins.module_utils._agent import wire
-
-if t.TYPE_CHECKING:
-    from cryptography import x509
 
 #: Clocks of hosts may be wrong by this much before chrony has set them.
 SKEW: t.Final = datetime.timedelta(days=1)
@@ -43,7 +40,7 @@ class Credentials:
     key: str = dataclasses.field(repr=False)
 
 
-# ---- pure --------------------------------------------------------------------------------------------------------------
+# ---- pure ------------------------------------------------------------------------------------------------------------
 
 
 def new_authority(run_id: str, now: datetime.datetime, expires: datetime.datetime) -> Credentials:
@@ -76,7 +73,7 @@ def issue_rendezvous(
 
 def still_good(certificate: str, authority: str, uri: str | None, now: datetime.datetime) -> bool:
     """Whether a certificate has that name, was issued by that authority, and is valid now and for a while."""
-    x509, ec, _hashes = _cryptography()
+    x509, _ec, _hashes = _cryptography()
     from cryptography.exceptions import InvalidSignature
 
     try:
@@ -102,9 +99,7 @@ def _issue(
     from cryptography.hazmat.primitives import serialization
 
     issuer = x509.load_pem_x509_certificate(authority.certificate.encode("ascii"))
-    issuer_key = t.cast(
-        ec.EllipticCurvePrivateKey, serialization.load_pem_private_key(authority.key.encode("ascii"), password=None)
-    )
+    issuer_key = serialization.load_pem_private_key(authority.key.encode("ascii"), password=None)
     key = ec.generate_private_key(ec.SECP256R1())
     name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, common[:64])])
     purpose = x509.ExtendedKeyUsageOID.SERVER_AUTH if server else x509.ExtendedKeyUsageOID.CLIENT_AUTH
@@ -115,7 +110,7 @@ def _issue(
         .add_extension(x509.ExtendedKeyUsage([purpose]), critical=False)
         .add_extension(x509.SubjectAlternativeName([x509.UniformResourceIdentifier(uri)]), critical=False)
         .add_extension(
-            x509.AuthorityKeyIdentifier.from_issuer_public_key(t.cast(ec.EllipticCurvePublicKey, issuer.public_key())),
+            x509.AuthorityKeyIdentifier.from_issuer_public_key(issuer.public_key()),
             critical=False,
         )
         .sign(issuer_key, hashes.SHA256())
@@ -123,9 +118,8 @@ def _issue(
     return _credentials(certificate, key)
 
 
-def _builder(
-    name: t.Any, issuer: t.Any, public_key: t.Any, now: datetime.datetime, expires: datetime.datetime
-) -> x509.CertificateBuilder:
+def _builder(name: t.Any, issuer: t.Any, public_key: t.Any, now: datetime.datetime, expires: datetime.datetime) -> t.Any:
+    """What all certificates have in common, still to be signed."""
     x509, _ec, _hashes = _cryptography()
     return (
         x509.CertificateBuilder()
@@ -139,12 +133,19 @@ def _builder(
     )
 
 
-def _usage(**allowed: bool) -> x509.KeyUsage:
+def _usage(**allowed: bool) -> t.Any:
     x509, _ec, _hashes = _cryptography()
     names = (
-        "digital_signature content_commitment key_encipherment data_encipherment key_agreement key_cert_sign crl_sign "
-        "encipher_only decipher_only"
-    ).split()
+        "digital_signature",
+        "content_commitment",
+        "key_encipherment",
+        "data_encipherment",
+        "key_agreement",
+        "key_cert_sign",
+        "crl_sign",
+        "encipher_only",
+        "decipher_only",
+    )
     return x509.KeyUsage(**{name: allowed.get(name, False) for name in names})
 
 
@@ -169,11 +170,12 @@ def _cryptography() -> tuple[t.Any, t.Any, t.Any]:
     return x509, ec, hashes
 
 
-# ---- on the disk -------------------------------------------------------------------------------------------------------
+# ---- on the disk -----------------------------------------------------------------------------------------------------
 
 
 class Directory:
-    """The certificates of one run below a directory that only its owner can read. Several processes may use it at once."""
+    """The certificates of one run below a directory that only its owner can read. Several processes may use it at
+    once."""
 
     def __init__(self, path: str | os.PathLike[str], run_id: str) -> None:
         self._path = pathlib.Path(path)

@@ -33,9 +33,7 @@ def test_bad_input_is_refused_before_anything_is_created(words: list[str], said:
 
 def test_all_mistakes_of_a_file_are_told_at_once(tmp_path: pathlib.Path) -> None:
     wrong = tmp_path / "wrong.yml"
-    wrong.write_text(
-        "groups:\n  node: {count: zero}\ncomand: echo\ncommand: echo {{ nobody }}\ntimeout: -1\n"
-    )
+    wrong.write_text("groups:\n  node: {count: zero}\ncomand: echo\ncommand: echo {{ nobody }}\ntimeout: -1\n")
     ended = playbook("playbooks/plan.yml", "-e", f"exp={wrong}")
     assert ended.returncode != 0
     for where, what in ((2, "groups.node.count"), (3, "comand"), (4, "nobody"), (5, "timeout")):
@@ -67,7 +65,13 @@ def test_a_command_that_fails_makes_the_run_invalid_and_keeps_every_log(cloud: N
 def test_a_host_that_never_comes_up_is_named_and_the_rest_is_cleaned_up(cloud: None, ec2: t.Any) -> None:
     # The fault is real: the host's first boot stops its SSH server for good.
     ended = playbook(
-        "site.yml", "-e", TINY, "-e", "startline_fleet_deadline=15", "-e", '{"fleet_user_data_extra": "systemctl mask --now ssh"}'
+        "site.yml",
+        "-e",
+        TINY,
+        "-e",
+        "startline_fleet_deadline=15",
+        "-e",
+        '{"fleet_user_data_extra": "systemctl mask --now ssh"}',
     )
     assert ended.returncode != 0
     assert "2 of 2 hosts did not come up within 15 s" in ended.output
@@ -78,7 +82,14 @@ def test_a_host_that_never_comes_up_is_named_and_the_rest_is_cleaned_up(cloud: N
 
 @pytest.mark.parametrize(
     "stage",
-    ["PLAY [Provision the fleet]", "TASK [startline.lab.fleet : Present | Wait", "PLAY [Configure the hosts]", "TASK [Run the trial]", "PLAY [Collect", "PLAY [Destroy"],
+    [
+        "PLAY [Provision the fleet]",
+        "TASK [startline.lab.fleet : Present | Wait",
+        "PLAY [Configure the hosts]",
+        "TASK [Run the trial]",
+        "PLAY [Collect",
+        "PLAY [Destroy",
+    ],
 )
 def test_the_same_command_completes_a_run_that_was_killed(cloud: None, ec2: t.Any, stage: str) -> None:
     killed = playbook_killed_at(stage, "site.yml", "-e", TINY)
@@ -92,7 +103,9 @@ def test_the_same_command_completes_a_run_that_was_killed(cloud: None, ec2: t.An
     assert run_resources(ec2, killed.run_id) == []
 
 
-@pytest.mark.parametrize("stage", ["TASK [startline.lab.fleet : Network | Create the subnet", "PLAY [Configure the hosts]"])
+@pytest.mark.parametrize(
+    "stage", ["TASK [startline.lab.fleet : Network | Create the subnet", "PLAY [Configure the hosts]"]
+)
 def test_destroy_alone_leaves_nothing_of_a_run_that_was_killed(cloud: None, ec2: t.Any, stage: str) -> None:
     killed = playbook_killed_at(stage, "site.yml", "-e", TINY)
     assert run_resources(ec2, killed.run_id)

@@ -499,10 +499,11 @@ for at in /sys/fs/cgroup/unified /sys/fs/cgroup/systemd /sys/fs/cgroup; do
   if [ -d $at/$1 ]; then mount --bind $at/$1 $at; fi
 done
 mkdir -p /run/startline /run/netns /var/log/startline
-mount --bind /var/lib/startline/images /mnt
+mount --bind $2 /mnt
 for at in /run/startline /run/netns /var/log/startline /var/lib/startline; do mount -t tmpfs tmpfs $at; done
-mkdir /var/lib/startline/images
-mount --move /mnt /var/lib/startline/images
+# Its image alone: no other can be removed from in here.
+mkdir -p $2
+mount --move /mnt $2
 ip link set lo up
 echo ready
 exec cat
@@ -511,7 +512,7 @@ exec cat
 
 @pytest.fixture
 def world() -> t.Iterator[World]:
-    assert localcloud("image").returncode == 0
+    image = Path(localcloud("image").stdout.strip()).parent
     name = f"test-{uuid.uuid4().hex[:8]}"
     roots = [Path("/sys/fs/cgroup/unified"), Path("/sys/fs/cgroup"), Path("/sys/fs/cgroup/systemd")]
     groups = [root / name for root in roots if (root / "cgroup.procs").exists()]
@@ -519,7 +520,7 @@ def world() -> t.Iterator[World]:
         group.mkdir()
     into = "".join(f"echo $$ >{group}/cgroup.procs; " for group in groups)
     holder = subprocess.Popen(
-        ["sh", "-c", f'{into} exec unshare --cgroup --mount --net sh -ec "$1" sh "$2"', "sh", WORLD, name],
+        ["sh", "-c", f'{into} exec unshare --cgroup --mount --net sh -ec "$@"', "sh", WORLD, "sh", name, str(image)],
         stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
     )  # fmt: skip
     assert holder.stdin is not None
@@ -572,6 +573,16 @@ def test_down_leaves_nothing_of_a_killed_daemon(world: World) -> None:
     assert not status["up"]
     kinds = {line.split()[0] for line in status["leftovers"]}
     assert kinds >= {"cgroup", "mount", "namespace", "interface", "route", "nft", "limits"}
+    assert world.cloud("down").returncode == 0
+    assert world.shape() == before
+
+
+def test_down_ends_a_daemon_whose_up_was_killed_before_it_was_ready(world: World) -> None:
+    before = world.shape()
+    command = [*world.enter, sys.executable, "-m", "localcloud", "up"]
+    with subprocess.Popen(command, cwd="/", env={**os.environ, "PYTHONPATH": str(PROJECT)}) as starting:
+        until("a daemon", lambda: world.cloud("status", "--json").stdout.find("limits in") > 0)
+        starting.kill()
     assert world.cloud("down").returncode == 0
     assert world.shape() == before
 

@@ -120,8 +120,10 @@ def main() -> int:
     started = time.perf_counter()
     setup = Setup.draw(arguments.roster.chain, arguments.at_size, arguments.sid, arguments.corrupted)
     role = "blockchain" if arguments.rank == setup.n else "corrupt" if arguments.rank in setup.corrupt else "honest"
-    say("parties, threshold, committee, corrupt:",
-        f"{setup.n} {setup.threshold} {len(setup.dealers)} {len(setup.corrupt)}; this is rank {arguments.rank}, {role}")
+    say(
+        "parties, threshold, committee, corrupt:",
+        f"{setup.n} {setup.threshold} {len(setup.dealers)} {len(setup.corrupt)}; this is rank {arguments.rank}, {role}",
+    )
     try:
         wrong = asyncio.run((blockchain if role == "blockchain" else party)(setup, arguments))
     except DkgError as exc:

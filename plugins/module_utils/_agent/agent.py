@@ -346,7 +346,8 @@ class Agent:
         self._reactor.work(work, done)
 
     def _ask(self, running: _Running) -> None:
-        """Ask for grants, once on each connection: the answer may be lost with it, and both ends may remember the rest."""
+        """Ask for grants, once on each connection: the answer may be lost with it, and both ends may remember the
+        rest."""
         if running.asked or not self._link.up:
             return
         running.asked = True

@@ -104,7 +104,8 @@ def choose(
         return own
     allowed = own.bound_ns + reference_bound_ns + estimate.bound_ns
     if abs(estimate.offset_ns) > allowed:
-        note = f"{own.source} claims an error below {own.bound_ns / 1e9:.6f} s, but the rendezvous' clock is {estimate.offset_ns / 1e9:.6f} s away"
+        claim, found = own.bound_ns / 1e9, estimate.offset_ns / 1e9
+        note = f"{own.source} claims an error below {claim:.6f} s, but the rendezvous' clock is {found:.6f} s away"
         return estimate._replace(note=note)
     if estimate.bound_ns < own.bound_ns:
         return estimate  # a short path to the rendezvous tells more than a far reference clock

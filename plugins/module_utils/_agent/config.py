@@ -6,7 +6,6 @@ PRIVATE to the collection.
 
 from __future__ import annotations
 
-import json
 import os
 import typing as t
 

@@ -117,8 +117,8 @@ def checksum(descriptor: int) -> t.Tuple[int, str]:
 def collect(spool: str, patterns: t.Sequence[str], meta: t.Mapping[str, t.Any]) -> t.Dict[str, t.Any]:
     """Find the evidence and write meta.json, which is `meta` and a list of all other files.
 
-    Gives the ``files`` in the order of upload, and a ``problem`` when something that was to be collected could not be: a
-    log is never left behind in silence.
+    Gives the ``files`` in the order of upload, and a ``problem`` when something that was to be collected could not
+    be: a log is never left behind in silence.
     """
     files: t.List[File] = []
     skipped: t.List[t.Dict[str, str]] = []

@@ -264,7 +264,7 @@ def _be_child(spool: str, program: Program, go: int, tell: int, events: int) -> 
         fired_ns = time.clock_gettime_ns(time.CLOCK_REALTIME)
         os.write(tell, _FIRED.pack(b"F", fired_ns))
         _prctl(_PR_SET_TIMERSLACK, 0)
-        os.execve(arguments[0], arguments, program.environment)
+        os.execve(arguments[0], arguments, program.environment)  # noqa: S606  the shell is what we start
     except BaseException as error:
         with contextlib.suppress(OSError):
             os.write(tell, _WRONG + str(error).encode("utf-8", "replace")[:1000])

@@ -132,7 +132,7 @@ class Reactor:
             null = os.open(os.devnull, os.O_RDWR)
             for source, target in ((null, 0), (out, 1), (null, 2)):
                 os.dup2(source, target)
-            os.execvp(arguments[0], list(arguments))
+            os.execvp(arguments[0], list(arguments))  # noqa: S606  no shell is wanted
 
         return self._fork(run, done)
 

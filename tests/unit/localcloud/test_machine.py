@@ -18,23 +18,15 @@ def sleeper() -> subprocess.Popen[bytes]:
     return subprocess.Popen([sys.executable, "-c", "import signal; signal.pause()"])
 
 
-def test_a_process_is_ended_and_known_to_be_gone() -> None:
+def test_a_process_is_known_to_be_gone_and_not_taken_for_another() -> None:
     with sleeper() as child:
         process = Process.of(child.pid)
         assert process is not None
         assert process.alive()
-        process.end(grace=10)
-        assert child.wait(10) < 0
-        assert not process.alive()
-
-
-def test_another_process_with_the_same_pid_is_left_alone() -> None:
-    with sleeper() as child:
-        process = Process.of(child.pid)
-        assert process is not None
-        replace(process, started=process.started - 1).end(grace=10)
-        assert process.alive()
+        assert not replace(process, started=process.started - 1).alive()
         child.kill()
+        child.wait(10)
+        assert not process.alive()
 
 
 def test_this_process_is_current() -> None:

@@ -15,10 +15,10 @@ from hypothesis import strategies as st
 Parties = dict[int, Party]
 
 
-def members(setup: Setup, **special: type[Party]) -> Parties:
-    """A party for each rank: honest or corrupt as `setup` says, or of the class given as ``r<rank>``."""
+def members(setup: Setup, special: t.Mapping[int, type[Party]] | None = None) -> Parties:
+    """A party for each rank: honest or corrupt as `setup` says, or of the class that `special` has for it."""
     default = {rank: Corrupt if rank in setup.corrupt else Party for rank in range(setup.n)}
-    return {rank: special.get(f"r{rank}", default[rank])(setup, rank) for rank in range(setup.n)}
+    return {rank: kind(setup, rank) for rank, kind in {**default, **(special or {})}.items()}
 
 
 def simulate(parties: Parties) -> tuple[Transcript, list[str]]:
@@ -112,14 +112,14 @@ def test_a_wrong_share_that_a_party_did_not_catch_fails_the_check() -> None:
             return Party._extract(self)
 
     victim = setup.honest[0]
-    _, wrong = simulate(members(setup, **{f"r{liar}": Lie, f"r{victim}": Blind}))
+    _seen, wrong = simulate(members(setup, {liar: Lie, victim: Blind}))
     assert f"rank {victim} holds a wrong share" in wrong
     assert any("reconstruct another secret" in line for line in wrong)
 
 
 def test_a_false_part_of_the_key_that_nobody_contests_fails_the_check() -> None:
     setup = Setup.draw(11, 4, "7", corrupted=True)
-    _, wrong = simulate(members(setup, **{f"r{rank}": BlindToKeys for rank in setup.honest}))
+    _seen, wrong = simulate(members(setup, dict.fromkeys(setup.honest, BlindToKeys)))
     assert any("holds a wrong share" in line for line in wrong)
 
 
@@ -131,7 +131,7 @@ def test_a_dealer_with_more_than_t_complaints_is_out_though_it_answers() -> None
         def sealed(self) -> dict[int, bytes]:
             return {}
 
-    seen, wrong = simulate(members(setup, **{f"r{dealer}": Miser}))
+    seen, wrong = simulate(members(setup, {dealer: Miser}))
     assert dealer not in seen.qualified
     assert wrong == [f"rank {dealer} dealt honestly and was put out"]  # it was said to be honest
 
@@ -156,5 +156,5 @@ def test_garbage_from_a_corrupt_party_stops_nobody(garbage: dict[str, t.Any]) ->
         def sealed(self) -> dict[int, bytes]:
             return dict.fromkeys(range(self.setup.n), b"\xff" * 7)
 
-    _, wrong = simulate(members(setup, **{f"r{rank}": Babbler for rank in setup.corrupt}))
+    _seen, wrong = simulate(members(setup, dict.fromkeys(setup.corrupt, Babbler)))
     assert wrong == []

@@ -238,6 +238,18 @@ def test_a_party_that_dies_in_any_round_ends_the_run_at_once(name: str) -> None:
         assert str(end) == f"missing: rank 2 (127.254.8.3:10002) in round {name}: closed its connection"
 
 
+def test_a_blockchain_that_falls_silent_is_named() -> None:
+    roster = Roster(("127.249.8.1", "127.249.8.2"))
+
+    async def scene() -> None:
+        silence = await asyncio.start_server(lambda reader, writer: None, *roster.at(1))
+        async with silence:
+            await Node(Party(Setup.draw(1, 1, "7", corrupted=False), 0), roster, Timing(0.2, 0.1, 0.1)).run()
+
+    with pytest.raises(DkgError, match=r"the blockchain \(127.249.8.2:10001\) said nothing of round keys within 0.3 s"):
+        asyncio.run(scene())
+
+
 def test_strangers_on_the_ports_disturb_nobody() -> None:
     setup = Setup.draw(3, 2, "7", corrupted=False)
     parties = {rank: Party(setup, rank) for rank in range(3)}
@@ -246,9 +258,9 @@ def test_strangers_on_the_ports_disturb_nobody() -> None:
         async def stranger(rank: int) -> None:
             words = (b"GET / HTTP/1.1\r\n\r\n", b"\0\0\0\2[]", b'\0\0\0\x18{"rank":0,"sid":"other"}', b"\xff" * 4)
             for word in words:
-                for _ in range(100):
+                for _try in range(100):
                     with contextlib.suppress(OSError):
-                        _, writer = await asyncio.open_connection(f"127.253.8.{rank + 1}", 10000 + rank)
+                        _reader, writer = await asyncio.open_connection(f"127.253.8.{rank + 1}", 10000 + rank)
                         writer.write(word)
                         break
                     await asyncio.sleep(0.01)

@@ -32,7 +32,8 @@ The threat model under which this is correct
       connection that claims its rank. There is no public-key infrastructure that would prove it.
     * Time is synchronous: a private share that an honest dealer has sent arrives within `net.Timing.share` of the
       block that holds its commitments. When that fails for a few parties, their shares of that dealer become public
-      and the outcome is right all the same; when it fails for more than t, an honest dealer is out, and `check` says so.
+      and the outcome is right all the same; when it fails for more than t, an honest dealer is out, and `check` says
+      so.
     * Discrete logarithms in edwards25519 are hard, and the logarithm of H to G is unknown (binding, secrecy).
 """
 

@@ -9,7 +9,8 @@ import tarfile
 
 import pytest
 
-from ansible_collections.startline.lab.plugins.plugin_utils._artifact import ArtifactError, packed
+from ansible_collections.startline.lab.plugins.plugin_utils._artifact import packed
+from ansible_collections.startline.lab.plugins.plugin_utils._errors import ArtifactError
 
 
 def tree(root: pathlib.Path) -> pathlib.Path:

@@ -79,7 +79,7 @@ def gone(*paths: str) -> Break:
     return apply
 
 
-def row(member: str, /, **changes: t.Any) -> Break:
+def row(member: str, **changes: t.Any) -> Break:
     return lambda objects: syn.edit_row(objects, f"{FIRST}/trial.json", member, **changes)
 
 
@@ -87,8 +87,8 @@ def head(**changes: t.Any) -> Break:
     return lambda objects: syn.edit(objects, f"{FIRST}/trial.json", **changes)
 
 
-def meta(member: str, /, **changes: t.Any) -> Break:
-    return lambda objects: syn.edit(objects, f"{FIRST}/{member}/meta.json", **changes)
+def meta(whose: str, **changes: t.Any) -> Break:
+    return lambda objects: syn.edit(objects, f"{FIRST}/{whose}/meta.json", **changes)
 
 
 def content(path: str, body: bytes) -> Break:
@@ -323,7 +323,7 @@ def test_the_manifest_lists_every_object_with_its_sha256_and_the_tree_is_the_sam
     assert listed == {key: (len(body), syn.entry("", body)["sha256"]) for key, body in objects.items()}
     assert manifest["trials"][IDS[0]] == {"attempt": 1, "expected": 4, "delivered": 4, "missing": {}, "changed": {}}
     here = {str(path.relative_to(root)): path.read_bytes() for path in root.rglob("*") if path.is_file()}
-    there = {key.removeprefix(f"{PREFIX}/"): body for key, (body, _) in bucket.held.items()}
+    there = {key.removeprefix(f"{PREFIX}/"): held[0] for key, held in bucket.held.items()}
     assert here == there
 
 

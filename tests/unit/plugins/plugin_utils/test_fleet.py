@@ -12,9 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ansible_collections.startline.lab.plugins.plugin_utils import _fleet
+from ansible_collections.startline.lab.plugins.plugin_utils._errors import FleetError
 from ansible_collections.startline.lab.plugins.plugin_utils._fleet import (
     Fleet,
-    FleetError,
     Host,
     assign_indexes,
     missing_members,
@@ -22,7 +22,9 @@ from ansible_collections.startline.lab.plugins.plugin_utils._fleet import (
 )
 
 
-def host(number: int, *, group: str = "party", index: int | None = None, state: str = "running", reason: str = "") -> Host:
+def host(
+    number: int, *, group: str = "party", index: int | None = None, state: str = "running", reason: str = ""
+) -> Host:
     return Host(
         instance_id=f"i-{number:03}",
         region="us-east-1",
@@ -60,7 +62,7 @@ class FakeEc2:
     def paginate(self, **_kwargs: t.Any) -> list[dict[str, t.Any]]:
         return [{"Reservations": [{"Instances": [one]}]} for one in self.instances]
 
-    def create_tags(self, *, Resources: list[str], Tags: list[dict[str, str]]) -> None:  # noqa: N803 boto3's names
+    def create_tags(self, *, Resources: list[str], Tags: list[dict[str, str]]) -> None:
         for resource in Resources:
             self.tagged[resource] = {tag["Key"]: tag["Value"] for tag in Tags}
 
@@ -84,7 +86,9 @@ def test_a_host_too_many_gets_no_index() -> None:
 
 
 @given(
-    st.lists(st.tuples(st.integers(1, 250), st.none() | st.integers(0, 12)), unique_by=lambda pair: pair[0], max_size=12),
+    st.lists(
+        st.tuples(st.integers(1, 250), st.none() | st.integers(0, 12)), unique_by=lambda pair: pair[0], max_size=12
+    ),
     st.integers(0, 12),
     st.randoms(use_true_random=False),
 )

@@ -22,7 +22,12 @@ def answer(label: str, *images: dict[str, str], region: str = "us-east-1") -> di
 
 
 def test_a_question_is_asked_once_for_all_groups_that_share_an_image() -> None:
-    launches = [launch("a", DEBIAN), launch("b", DEBIAN), launch("c", {"id": "ami-1"}), launch("d", DEBIAN, "eu-west-1")]
+    launches = [
+        launch("a", DEBIAN),
+        launch("b", DEBIAN),
+        launch("c", {"id": "ami-1"}),
+        launch("d", DEBIAN, "eu-west-1"),
+    ]
     assert [(query["label"], query["region"]) for query in image_queries(launches)] == [
         ("debian-12-amd64-* of 136693071363", "us-east-1"),
         ("ami-1", "us-east-1"),
@@ -36,7 +41,10 @@ def test_the_newest_image_wins_in_each_region() -> None:
     label = "debian-12-amd64-* of 136693071363"
     launches = [launch("a", DEBIAN), launch("b", DEBIAN, "eu-west-1")]
     got = with_images(launches, [answer(label, new, old), answer(label, old, region="eu-west-1")])
-    assert [(one["image_id"], one["root_device"]) for one in got] == [("ami-new", "/dev/sda1"), ("ami-old", "/dev/xvda")]
+    assert [(one["image_id"], one["root_device"]) for one in got] == [
+        ("ami-new", "/dev/sda1"),
+        ("ami-old", "/dev/xvda"),
+    ]
 
 
 def test_a_group_without_an_image_is_named() -> None:

@@ -115,21 +115,21 @@ def test_an_invalid_run_names_what_is_missing(tmp_path: pathlib.Path) -> None:
 
 def test_a_run_in_which_nothing_started(tmp_path: pathlib.Path) -> None:
     plan = syn.plan()
-    _, page = made(tmp_path / "none", plan, {})
+    _results, page = made(tmp_path / "none", plan, {})
     assert page.tags.count("svg") == 0
     for words in ("No host started in any trial.", "No trial was run.", "No trial came to a usable end."):
         assert words in page.text
     objects: syn.Objects = {}
     for trial in plan["trials"]:
         objects |= syn.aborted(trial, "party-0")
-    _, page = made(tmp_path / "aborted", plan, objects)
+    _results, page = made(tmp_path / "aborted", plan, objects)
     assert page.tags.count("svg") == 1
 
 
 @pytest.mark.parametrize("count", [1, 200])
 def test_one_trial_and_two_hundred(tmp_path: pathlib.Path, count: int) -> None:
     plan = syn.plan({} if count == 1 else {"size": list(range(50))}, 1 if count == 1 else 4, parties=1)
-    _, page = made(tmp_path, plan, syn.run_objects(plan))
+    _results, page = made(tmp_path, plan, syn.run_objects(plan))
     assert len(page.trials) == count
     assert page.tags.count("svg") == 3
     assert f"{count} of {count}" in page.text
@@ -143,7 +143,7 @@ def test_what_an_experiment_or_a_host_calls_itself_is_text(tmp_path: pathlib.Pat
     objects = syn.run_objects(plan)
     for key in [key for key in objects if key.endswith("/meta.json")]:
         syn.edit(objects, key, host={"os": '"><img src=x>', "kernel": ["a", {"b": 1}], "python": None, "instance": 7})
-    _, page = made(tmp_path, plan, objects)
+    _results, page = made(tmp_path, plan, objects)
     assert "img" not in page.tags
     assert "script" not in page.tags
     for words in ("<b>$x_1$</b>", "{{ 7 * 7 }}", "<script>alert(1)</script>", '"><img src=x>', "a" * 300):

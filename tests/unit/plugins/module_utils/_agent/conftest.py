@@ -7,6 +7,7 @@ import pathlib
 import typing as t
 
 import pytest
+
 from ansible_collections.startline.lab.tests.unit.plugins.module_utils._agent.world import World
 
 

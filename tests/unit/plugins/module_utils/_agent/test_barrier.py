@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """The barrier: tables for what it decides, and hypothesis for what must hold whatever happens.
 
-The properties run the barrier against real `member.Trial` machines over a network that loses, repeats, delays and reorders
-messages, with agents and the rendezvous killed and restarted at any moment.
+The properties run the barrier against real `member.Trial` machines over a network that loses, repeats, delays and
+reorders messages, with agents and the rendezvous killed and restarted at any moment.
 """
 
 from __future__ import annotations
@@ -11,9 +11,10 @@ import json
 import typing as t
 
 import pytest
-from ansible_collections.startline.lab.plugins.module_utils._agent import barrier, member, wire
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
+from ansible_collections.startline.lab.plugins.module_utils._agent import barrier, member, wire
 
 EPOCH = wire.Epoch("run", "r1", 1)
 CLOCK = {"source": "chrony", "offset_ns": 0, "bound_ns": 1000, "rtt_ns": 200_000, "note": None}
@@ -153,7 +154,9 @@ def test_a_member_that_cannot_prepare_ends_the_wait_at_once() -> None:
     assert scene.barrier.result()["reasons"] == ["b: cannot prepare: No space left on device"]
 
 
-@pytest.mark.parametrize(("on_error", "outcome", "verdict"), [("mark", None, "degraded"), ("refuse", "aborted", "invalid")])
+@pytest.mark.parametrize(
+    ("on_error", "outcome", "verdict"), [("mark", None, "degraded"), ("refuse", "aborted", "invalid")]
+)
 def test_a_clock_that_is_not_known_well(on_error: str, outcome: str | None, verdict: str) -> None:
     scene = Scene(on_clock_error=on_error)
     scene.connect("a", "b")
@@ -207,7 +210,11 @@ def test_an_abort_after_publication_is_decided_at_t() -> None:
     assert t_steady < 1
     assert kinds(scene.tick(t_steady)) == ["Stop", "Stop"]
     scene.all_say("exited", exit={**EXIT, "code": None, "signal": 15, "stopped": True})
-    assert scene.barrier.result()["reasons"] == ["stopped: enough", "a was ended by signal 15", "b was ended by signal 15"]
+    assert scene.barrier.result()["reasons"] == [
+        "stopped: enough",
+        "a was ended by signal 15",
+        "b was ended by signal 15",
+    ]
 
 
 def test_the_dead_do_not_hold_the_others() -> None:
@@ -257,9 +264,7 @@ def test_a_command_that_fails_makes_the_trial_invalid(end: dict[str, t.Any], wor
     assert (result["verdict"], result["reasons"]) == ("invalid", [words])
 
 
-@pytest.mark.parametrize(
-    ("percent", "expected"), [(0, 1), (1, 1), (50, 2), (51, 3), (75, 3), (99, 4), (100, 4)]
-)
+@pytest.mark.parametrize(("percent", "expected"), [(0, 1), (1, 1), (50, 2), (51, 3), (75, 3), (99, 4), (100, 4)])
 def test_percentile(percent: float, expected: float) -> None:
     assert barrier.percentile([1, 2, 3, 4], percent) == expected
 
@@ -269,11 +274,12 @@ def test_lead_grows_with_the_slowest_and_has_an_end() -> None:
     assert barrier.lead_ns([10**12], 10) == barrier.LEAD_MAX_NS
 
 
-# ---- whatever happens ----------------------------------------------------------------------------------------------------
+# ---- whatever happens ------------------------------------------------------------------------------------------------
 
 
 class Host:
-    """A host with a real `member.Trial`, as `agent.Agent` would run it: record on disk, launcher that outlives the agent."""
+    """A host with a real `member.Trial`, as `agent.Agent` would run it: record on disk, launcher that outlives the
+    agent."""
 
     def __init__(self, name: str, world: Universe) -> None:
         self.name = name

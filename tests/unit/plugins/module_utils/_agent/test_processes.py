@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import hashlib
 import http.server
 import json
@@ -18,6 +19,7 @@ import time
 import typing as t
 
 import pytest
+
 from ansible_collections.startline.lab.tests.unit.plugins.module_utils._agent.world import RUN, World, until
 
 Make = t.Callable[..., World]
@@ -140,7 +142,9 @@ def test_an_agent_killed_under_a_trial_is_no_loss(make_world: Make) -> None:
     world = make_world(2)
     world.start_all()
     flag = world.directory / "go"
-    waiting = world.submit(world.trial(f"echo begun >> ../../begun; until [ -e {flag} ]; do sleep 0.05; done; echo end"))
+    waiting = world.submit(
+        world.trial(f"echo begun >> ../../begun; until [ -e {flag} ]; do sleep 0.05; done; echo end")
+    )
     until(lambda: world.state("party-0") == "fired" == world.state("party-1"), what="the start")
     world.kill("party-0")
     until(lambda: "party-0" not in world.status()["connected"], what="the loss")
@@ -244,7 +248,7 @@ def test_an_abort_stops_a_running_trial(make_world: Make) -> None:
     assert {row["signal"] for row in result["members"].values()} == {15}
 
 
-# ---- the port ------------------------------------------------------------------------------------------------------------
+# ---- the port --------------------------------------------------------------------------------------------------------
 
 
 def client_context(world: World, certificate: str, key: str) -> ssl.SSLContext:
@@ -342,13 +346,14 @@ def test_an_agent_does_not_talk_to_a_rendezvous_of_another_run_or_to_a_member(se
         served.start("party-1")
         raw, _address = listener.accept()
         raw.settimeout(10)
-        with pytest.raises(OSError), context.wrap_socket(raw, server_side=True) as connection:  # noqa: PT011
-            assert connection.recv(100) == b"", "it has said hello"
-            raise OSError("closed without a word")
+        said = b""
+        with contextlib.suppress(OSError), context.wrap_socket(raw, server_side=True) as connection:
+            said = connection.recv(100)
+        assert said == b"", "it said hello to somebody who is not the rendezvous"
     until(lambda: "link down" in served.log("party-1"), what="the agent's message")
 
 
-# ---- evidence --------------------------------------------------------------------------------------------------------------
+# ---- evidence --------------------------------------------------------------------------------------------------------
 
 
 class FakeStore(http.server.ThreadingHTTPServer):

@@ -1,5 +1,4 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""A rendezvous and agents as real processes on loopback, each with its own directory, certificates and configuration."""
 
 from __future__ import annotations
 

@@ -1,0 +1,105 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Seconds and tasks of each stage of a run, from nothing to the first trial and to the end.
+
+    python benchmarks/journey.py [EXPERIMENT] [-e ...]
+
+The local cloud is stopped first, so the figures start from a cold daemon and a warm image. The floor in the same run: as many
+bare hosts of the same image, booted to their SSH greeting without an API (benchmarks/bare_boot.py).
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import pathlib
+import re
+import subprocess
+import sys
+import time
+
+PROJECT = pathlib.Path(__file__).resolve().parents[1]
+BIN = pathlib.Path(sys.executable).parent
+STAGES = {
+    "Open the run": "plan",
+    "Wake the world": "local cloud",
+    "Provision the fleet": "provision",
+    "Store what the hosts need": "configure",
+    "Configure the hosts": "configure",
+    "See who is ready": "configure",
+    "Plan the experiment": "plan",
+    "Run the trials": "run",
+    "Collect the evidence": "collect",
+    "Draw the report": "report",
+    "Destroy the fleet": "destroy",
+    "Judge the run": "judge",
+}
+
+
+def main() -> int:
+    experiment = sys.argv[1] if len(sys.argv) > 1 else "dkg"
+    subprocess.run([sys.executable, "-m", "localcloud", "down"], cwd=PROJECT, check=True)
+    began = time.monotonic()
+    process = subprocess.Popen(
+        [str(BIN / "ansible-playbook"), "site.yml", "-e", f"exp={experiment}", *sys.argv[2:]],
+        cwd=PROJECT,
+        env={**os.environ, "PYTHONUNBUFFERED": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    assert process.stdout
+    seconds: dict[str, float] = {}
+    tasks: dict[str, int] = {}
+    slow: list[tuple[float, str]] = []
+    output, run_id, stage, task, task_began = [], "", "start", "", began
+    stage_began = began
+    for line in process.stdout:
+        output.append(line)
+        now = time.monotonic()
+        if found := re.search(r"(?:New|Going on with) run (\S+);", line):
+            run_id = found[1]
+        if line.startswith(("PLAY [", "TASK [", "PLAY RECAP")) and task:
+            slow.append((now - task_began, task))
+            task = ""
+        if found := re.match(r"PLAY \[(.+?)\]|PLAY RECAP", line):
+            seconds[stage] = seconds.get(stage, 0.0) + now - stage_began
+            stage, stage_began = STAGES.get(found[1] or "", found[1] or "end"), now
+        elif found := re.match(r"TASK \[(.+?)\] \*", line):
+            tasks[stage] = tasks.get(stage, 0) + 1
+            task, task_began = found[1], now
+    took = time.monotonic() - began
+    if process.wait():
+        sys.stdout.writelines(output[-60:])
+        return process.returncode
+    run = PROJECT / "results" / experiment / run_id
+    trials = sorted(
+        (json.loads(path.read_text()) for path in run.glob("trials/*/*/trial.json")), key=lambda trial: trial["start"]
+    )
+    gaps = [after["start"] - before["ended"] for before, after in itertools.pairwise(trials)]
+    wall_began = time.time() - (time.monotonic() - began)
+    hosts = max(len(trial["members"]) for trial in trials)
+
+    print(f"{run_id}: {hosts} hosts, {len(trials)} trials, {took:.1f} s in all")
+    print(f"{'stage':<12} {'seconds':>8} {'tasks':>6}")
+    for name, value in seconds.items():
+        print(f"{name:<12} {value:8.1f} {tasks.get(name, 0):6}")
+    print("slowest tasks:")
+    for value, name in sorted(slow, reverse=True)[:8]:
+        print(f"  {value:6.1f} s  {name}")
+    first = trials[0]["start"] - wall_began
+    print(f"zero to first trial fired: {first:.1f} s")
+    print(f"last exit to next start:   {max(gaps, default=0.0):.2f} s worst, {min(gaps, default=0.0):.2f} s best")
+    sys.stdout.flush()
+    bare = subprocess.run(
+        [sys.executable, str(PROJECT / "benchmarks" / "bare_boot.py"), str(hosts)],
+        cwd=PROJECT,
+        capture_output=True,
+        text=True,
+    )
+    print(f"--- floor: {hosts} bare hosts\n{bare.stdout or bare.stderr}", end="")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,144 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The launcher, as real processes."""
+
+from __future__ import annotations
+
+import os
+import pathlib
+import select
+import time
+import typing as t
+
+import pytest
+
+from ansible_collections.startline.lab.plugins.module_utils._agent import launcher
+
+
+class Launch:
+    """One armed launcher that is its own test's child."""
+
+    def __init__(self, spool: pathlib.Path, command: str, **changes: t.Any) -> None:
+        self.spool = str(spool)
+        program = launcher.Program(command, self.spool, {"PATH": os.environ["PATH"]}, 10.0)._replace(**changes)
+        self.handle = launcher.arm(self.spool, program)
+        self.events = launcher.follow(self.spool)
+
+    def wait(self, byte: bytes) -> None:
+        poll = select.poll()
+        poll.register(self.events, select.POLLIN)
+        assert poll.poll(5000)
+        assert byte in os.read(self.events, 10)
+
+    def fire(self, seconds: float = 0.02) -> int:
+        start_ns = time.time_ns() + int(seconds * 1e9)
+        launcher.fire(self.handle, start_ns)
+        return start_ns
+
+    def end(self) -> dict[str, t.Any] | None:
+        os.waitpid(self.handle.pid, 0)
+        os.close(self.events)
+        return launcher.read_record(self.spool, "exit.json")
+
+
+def test_it_starts_at_t_and_not_before(tmp_path: pathlib.Path) -> None:
+    launch = Launch(tmp_path, "date +%s%N")
+    launch.wait(b"r")
+    start_ns = launch.fire(0.2)
+    end = launch.end()
+    fired = launcher.read_record(str(tmp_path), "fired.json")
+    assert fired is not None
+    assert fired["start_ns"] == start_ns
+    assert fired["noticed_ns"] < start_ns <= fired["fired_ns"] <= int((tmp_path / "stdout").read_text())
+    assert end is not None
+    assert (end["code"], end["signal"], end["leftovers"], end["detail"]) == (0, None, 0, None)
+    assert 0 < end["duration_ns"] < 10**9
+    assert end["at_ns"] >= fired["fired_ns"]
+
+
+def test_released_it_starts_nothing(tmp_path: pathlib.Path) -> None:
+    launch = Launch(tmp_path, "touch started")
+    launch.wait(b"r")
+    assert launcher.supervisor_of(str(tmp_path)) == launch.handle.pid
+    launcher.release(launch.handle)
+    assert launch.end() is None
+    assert not (tmp_path / "started").exists()
+    assert launcher.supervisor_of(str(tmp_path)) is None
+
+
+def test_a_stop_before_t_starts_nothing(tmp_path: pathlib.Path) -> None:
+    launch = Launch(tmp_path, "touch started")
+    launch.wait(b"r")
+    launch.fire(5)
+    assert launcher.stop(str(tmp_path))
+    assert launch.end() == {"unfit": "cannot start the command: stopped before T"}
+    assert not (tmp_path / "started").exists()
+
+
+def test_a_stop_after_t_ends_the_command(tmp_path: pathlib.Path) -> None:
+    launch = Launch(tmp_path, "exec sleep 60")
+    launch.wait(b"r")
+    launch.fire()
+    launch.wait(b"f")
+    assert launcher.stop(str(tmp_path))
+    end = launch.end()
+    assert end is not None
+    assert (end["signal"], end["stopped"], end["timed_out"]) == (15, True, False)
+    assert not launcher.stop(str(tmp_path)), "there is nobody left to stop"
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"directory": "/no/such/directory"}, "cannot make the command ready: [Errno 2]"),
+        ({"environment": {"A": "nul\0"}}, "cannot start the command: embedded null byte"),
+        ({"command": "x" * (3 * 1024 * 1024)}, "cannot start the command: [Errno 7] Argument list too long"),
+    ],
+)
+def test_a_command_that_cannot_be_started_is_told(
+    tmp_path: pathlib.Path, changes: dict[str, t.Any], words: str
+) -> None:
+    launch = Launch(tmp_path, changes.pop("command", "true"), **changes)
+    if "ready" not in words:
+        launch.wait(b"r")
+        launch.fire()
+    end = launch.end()
+    assert end is not None
+    assert words in end["unfit"]
+    assert launcher.read_record(str(tmp_path), "fired.json") is None
+
+
+def test_only_standard_streams_are_inherited(tmp_path: pathlib.Path) -> None:
+    secret = os.open(os.devnull, os.O_RDONLY)
+    os.set_inheritable(secret, True)
+    launch = Launch(tmp_path, "ls /proc/self/fd | wc -l")
+    launch.fire()
+    launch.end()
+    os.close(secret)
+    assert (tmp_path / "stdout").read_text().strip() == "4"  # the three, and the one that ls reads
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root to become somebody else")
+def test_it_runs_as_the_asked_user(tmp_path: pathlib.Path) -> None:
+    work = tmp_path / "work"
+    work.mkdir()
+    for directory in (work, *work.parents):
+        if str(directory).startswith(str(tmp_path.parents[2])) and directory != tmp_path.parents[2]:
+            directory.chmod(0o755)
+    launch = Launch(tmp_path, "id -u; id -g; id -G", directory="/", uid=65534, gid=65534, groups=(65534,))
+    launch.fire()
+    launch.end()
+    assert (tmp_path / "stdout").read_text().split() == ["65534"] * 3
+
+
+def test_records_are_written_whole(tmp_path: pathlib.Path) -> None:
+    launcher.write_record(str(tmp_path), "a.json", {"x": 1})
+    launcher.write_record(str(tmp_path), "a.json", {"x": 2})
+    assert launcher.read_record(str(tmp_path), "a.json") == {"x": 2}
+    assert launcher.read_record(str(tmp_path), "b.json") is None
+    assert [entry.name for entry in tmp_path.iterdir()] == ["a.json"]
+
+
+def test_sleep_ends_at_once_when_the_instant_has_passed() -> None:
+    begin = time.monotonic()
+    launcher.sleep_until(time.time_ns() - 10**12)
+    assert time.monotonic() - begin < 0.1
