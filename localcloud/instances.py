@@ -26,7 +26,7 @@ log = logging.getLogger(__name__)
 
 # Waiters of the AWS SDKs look every 15 s. Instances that are about to change are waited for this long instead, before a
 # describe of them is answered.
-SETTLE = 5.0
+SETTLE = 12.0
 _STATES = {"pending": 0, "running": 16, "shutting-down": 32, "terminated": 48, "stopping": 64, "stopped": 80}
 _PASSING = {"pending", "shutting-down", "stopping"}
 _BY_USER = ("Client.UserInitiatedShutdown", "User initiated shutdown")

@@ -44,7 +44,7 @@ class ActionModule(ActionBase):
         run_id, member = str(arguments["run_id"]), str(arguments["member"])
         now = datetime.datetime.now(datetime.UTC)
         expires = _expiry(arguments.get("expires"), now)
-        store = _tls.Directory(directory, run_id)
+        store = _tls.Directory(directory, run_id, until=expires if arguments.get("expires") else None)
         try:
             own = store.member(member, now, expires)
             found = {

@@ -8,6 +8,7 @@ import typing as t
 
 from ansible.errors import AnsibleActionFail
 from ansible.plugins.action import ActionBase
+
 from ansible_collections.startline.lab.plugins.plugin_utils import _provenance
 from ansible_collections.startline.lab.plugins.plugin_utils._aws import AWS_ARGUMENT_SPEC, AwsOptions, is_aws_error
 from ansible_collections.startline.lab.plugins.plugin_utils._errors import StartlineError

@@ -11,6 +11,7 @@ import typing as t
 from ansible.errors import AnsibleActionFail
 from ansible.plugins.action import ActionBase
 from ansible.utils.display import Display
+
 from ansible_collections.startline.lab.plugins.plugin_utils import _experiment, _plan, _run
 from ansible_collections.startline.lab.plugins.plugin_utils._artifact import ArtifactError, packed
 from ansible_collections.startline.lab.plugins.plugin_utils._errors import ExperimentError, StartlineError

@@ -45,6 +45,7 @@ _value:
 import typing as t
 
 from ansible.errors import AnsibleFilterError
+
 from ansible_collections.startline.lab.plugins.plugin_utils import _launch
 from ansible_collections.startline.lab.plugins.plugin_utils._errors import StartlineError
 from ansible_collections.startline.lab.plugins.plugin_utils._plan import check_format

@@ -34,7 +34,7 @@ attributes:
     support: full
 options:
   state:
-    description: V(present) installs and starts; V(absent) stops and removes everything, spooled evidence included.
+    description: V(present) installs and starts; V(absent) stops and removes all of it, spooled evidence included.
     type: str
     choices: [present, absent]
     default: present
@@ -168,8 +168,10 @@ LIBRARY = "/usr/lib/startline"
 PROGRAM = "/usr/bin/startline-agent"
 ETC = "/etc/startline"
 STATE = "/var/lib/startline"
+RUN = "/run/startline"
 UNITS = "/etc/systemd/system"
-AGENT, RENDEZVOUS = "startline-agent.service", "startline-rendezvous.service"
+AGENT = "startline-agent.service"
+RENDEZVOUS = "startline-rendezvous.service"
 
 # The agent finds its package beside itself, and starts faster and smaller without site-packages.
 WRAPPER = """\
@@ -388,8 +390,11 @@ class Host:
     def remove(self) -> None:
         """Leave nothing of it."""
         units = [unit for unit in (AGENT, RENDEZVOUS) if os.path.exists(f"{UNITS}/{unit}")]
-        trees = [path for path in (LIBRARY, ETC, STATE) if os.path.exists(path)]
-        files = [f"{UNITS}/{unit}" for unit in units] + [path for path in (PROGRAM,) if os.path.exists(path)]
+        # Only what is ours: other directories of Startline may stand beside it.
+        owned = (LIBRARY, f"{ETC}/tls", f"{STATE}/trials", f"{STATE}/rendezvous")
+        trees = [path for path in owned if os.path.exists(path)]
+        single = (PROGRAM, f"{ETC}/agent.json", f"{RUN}/rendezvous.sock", f"{RUN}/host.json")
+        files = [f"{UNITS}/{unit}" for unit in units] + [path for path in single if os.path.exists(path)]
         for part in (*units, *trees, *files):
             self.note(part)
         if self._module.check_mode:
@@ -399,9 +404,13 @@ class Host:
             self._systemctl("disable", "--now", unit)
             self._systemctl("kill", "--signal=SIGKILL", unit, check=False)
         for path in files:
-            os.unlink(path)
+            if os.path.lexists(path):
+                os.unlink(path)
         for path in trees:
             shutil.rmtree(path)
+        for path in (ETC, STATE, RUN):
+            if os.path.isdir(path) and not os.listdir(path):
+                os.rmdir(path)
         if units:
             self._systemctl("daemon-reload")
 

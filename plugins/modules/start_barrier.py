@@ -17,8 +17,8 @@ description:
     at T; every launcher sleeps to T on its own clock. How far apart the commands really started is measured and returned.
   - When not all members are armed by O(deadline), nobody starts, and the task fails with the names of the missing members and
     the last state that each was seen in. No wait is without an end.
-  - Runs against the coordinator host, the one with RV(ignore:rendezvous). The other hosts are not contacted by Ansible, so the
-    time this takes does not grow with their number.
+  - Runs against the coordinator host, the one whose agent was installed with O(startline.lab.agent#module:rendezvous=true). The
+    other hosts are not contacted by Ansible, so the time this takes does not grow with their number.
   - Saying the same trial again, also from another controller, or after this one was killed, attaches to it or gives its result.
     It is never run twice under one O(attempt).
 notes:
@@ -107,8 +107,12 @@ options:
     type: float
     default: 0.05
   on_clock_error:
-    description: Whether a member whose clock may be wrong by more is only noted (V(mark), the verdict is
-    V(degraded)), or stops the trial. type: str choices: [mark, refuse] default: mark
+    description:
+      - What becomes of a member whose clock may be wrong by more. V(mark) notes it, and the verdict is V(degraded); V(refuse)
+        starts nobody.
+    type: str
+    choices: [mark, refuse]
+    default: mark
   collect:
     description:
       - Files of the working directory that are evidence beside stdout and stderr, as globs. C(**) stands for any directories. -
@@ -234,8 +238,8 @@ lead_s:
   type: float
 skew:
   description:
-    - How long after T the commands were started. RV(skew.bound_us) is how well the least known clock was known; the true
-      distance between two members may be larger than the one shown by twice that.
+    - How long after T the commands were started. C(bound_us) is how well the least known clock was known; the true distance
+      between two members may be larger than the one shown by twice that.
   returned: when a command was started
   type: dict
   sample: {n: 2, min_us: 81.2, p50_us: 81.2, p99_us: 214.0, max_us: 214.0, bound_us: 301.5, last: party-1, why: ordinary wake-up}

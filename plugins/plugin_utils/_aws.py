@@ -60,6 +60,8 @@ class AwsOptions:
             aws_secret_access_key=self.secret_key,
             aws_session_token=self.session_token,
             config=botocore.config.Config(
+                # Without it boto3 may still sign addresses the old way, which binds neither size nor checksum.
+                signature_version="s3v4" if service == "s3" else None,
                 retries={"mode": "standard", "max_attempts": 6},
                 max_pool_connections=32,
                 connect_timeout=10,

@@ -16,6 +16,7 @@ import typing as t
 import yaml
 import yaml.nodes
 import yaml.reader
+
 from ansible_collections.startline.lab.plugins.plugin_utils._errors import Problem, did_you_mean
 
 #: Where a value stands in a document: keys of mappings and indexes of lists.

@@ -22,6 +22,7 @@ import typing as t
 
 import pydantic
 import pydantic_core
+
 from ansible_collections.startline.lab.plugins.plugin_utils import _template
 from ansible_collections.startline.lab.plugins.plugin_utils._document import (
     Document,

@@ -20,6 +20,7 @@ import tempfile
 import typing as t
 
 import jinja2
+
 from ansible_collections.startline.lab.plugins.plugin_utils import _figures
 from ansible_collections.startline.lab.plugins.plugin_utils._errors import StartlineError
 from ansible_collections.startline.lab.plugins.plugin_utils._evidence import (

@@ -21,7 +21,7 @@ from ansible_collections.startline.lab.plugins.module_utils._agent import wire
 
 #: Clocks of hosts may be wrong by this much before chrony has set them.
 SKEW: t.Final = datetime.timedelta(days=1)
-#: A certificate that is good for less than this is made anew.
+#: Where nobody says how long a certificate has to be good, one that is good for less than this is made anew.
 RENEW: t.Final = datetime.timedelta(hours=1)
 
 AUTHORITY: t.Final = "ca"
@@ -71,8 +71,15 @@ def issue_rendezvous(
     return _issue(authority, RENDEZVOUS, wire.rendezvous_uri(run_id), True, now, expires)
 
 
-def still_good(certificate: str, authority: str, uri: str | None, now: datetime.datetime) -> bool:
-    """Whether a certificate has that name, was issued by that authority, and is valid now and for a while."""
+def still_good(
+    certificate: str,
+    authority: str,
+    uri: str | None,
+    now: datetime.datetime,
+    until: datetime.datetime | None = None,
+) -> bool:
+    """Whether a certificate has that name, was issued by that authority, and is valid from `now` to `until`, or for a
+    while."""
     x509, _ec, _hashes = _cryptography()
     from cryptography.exceptions import InvalidSignature
 
@@ -82,7 +89,9 @@ def still_good(certificate: str, authority: str, uri: str | None, now: datetime.
         found.verify_directly_issued_by(issuer)
     except (ValueError, TypeError, InvalidSignature):
         return False
-    if not found.not_valid_before_utc <= now < found.not_valid_after_utc - RENEW:
+    # Certificates know whole seconds only.
+    last = (until or now + RENEW).replace(microsecond=0)
+    if not (found.not_valid_before_utc <= now < found.not_valid_after_utc and last <= found.not_valid_after_utc):
         return False
     if uri is None:
         return True
@@ -118,7 +127,9 @@ def _issue(
     return _credentials(certificate, key)
 
 
-def _builder(name: t.Any, issuer: t.Any, public_key: t.Any, now: datetime.datetime, expires: datetime.datetime) -> t.Any:
+def _builder(
+    name: t.Any, issuer: t.Any, public_key: t.Any, now: datetime.datetime, expires: datetime.datetime
+) -> t.Any:
     """What all certificates have in common, still to be signed."""
     x509, _ec, _hashes = _cryptography()
     return (
@@ -175,11 +186,16 @@ def _cryptography() -> tuple[t.Any, t.Any, t.Any]:
 
 class Directory:
     """The certificates of one run below a directory that only its owner can read. Several processes may use it at
-    once."""
+    once.
 
-    def __init__(self, path: str | os.PathLike[str], run_id: str) -> None:
+    A certificate is made anew when it is not good until `until`: when the run ends, for one whose end is known. Without
+    it, when it is about to expire.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], run_id: str, until: datetime.datetime | None = None) -> None:
         self._path = pathlib.Path(path)
         self._run_id = run_id
+        self._until = until
 
     def authority(self, now: datetime.datetime, expires: datetime.datetime) -> Credentials:
         """The authority of the run, made by the first who asks."""
@@ -209,7 +225,7 @@ class Directory:
         with self._locked():
             authority = self._authority(now, expires)
             known = self._read(name)
-            if known is not None and still_good(known.certificate, authority.certificate, uri, now):
+            if known is not None and still_good(known.certificate, authority.certificate, uri, now, self._until):
                 return known
             made = issue(authority)
             self._write(name, made)
@@ -217,7 +233,7 @@ class Directory:
 
     def _authority(self, now: datetime.datetime, expires: datetime.datetime) -> Credentials:
         known = self._read(AUTHORITY)
-        if known is not None and still_good(known.certificate, known.certificate, None, now):
+        if known is not None and still_good(known.certificate, known.certificate, None, now, self._until):
             return known
         made = new_authority(self._run_id, now, expires)
         self._write(AUTHORITY, made)

@@ -67,24 +67,25 @@ def compose_trial(
     ranked = _hosts_config.ranked(plan, trial["members"], hosts)
     context = _context(plan, trial, ranked, run_id=run_id, attempt=attempt, bucket=bucket)
     failures: list[Failure] = []
+    groups = {entry["group"] for entry in ranked}
     members = [_member(plan, entry, context, failures) for entry in ranked]
+    for entry, member in zip(ranked, members, strict=True):
+        own = [a for a in plan["artifacts"] if entry["group"] in a["groups"] and not groups <= set(a["groups"])]
+        if own:
+            member["links"] = _links(own)
     if failures:
         reasons = "; ".join(
             f"{failure.member}: {'.'.join(failure.path)}: {failure.message}" for failure in failures[:10]
         )
         raise PlanError(f"trial {trial['trial_id']}: {reasons}")
-    groups = {entry["group"] for entry in ranked}
     return {
         "run_id": run_id,
         "trial_id": trial["trial_id"],
         "attempt": attempt,
         "members": members,
         "files": {_hosts_config.FILE_NAME: "".join(f"{entry['address']}\n" for entry in ranked)},
-        "links": {
-            artifact["dest"]: f"{ARTIFACTS_DIR}/{artifact['dest']}"
-            for artifact in plan["artifacts"]
-            if groups & set(artifact["groups"])
-        },
+        # What every group has; the rest is with the members that have it. A link that leads nowhere would abort the trial.
+        "links": _links(artifact for artifact in plan["artifacts"] if groups <= set(artifact["groups"])),
         "deadline": plan["barrier"]["deadline"],
         "timeout": trial["timeout"],
         "policy": plan["barrier"]["policy"],
@@ -102,6 +103,10 @@ def compose_trial(
         if bucket
         else None,
     }
+
+
+def _links(artifacts: t.Iterable[t.Mapping[str, t.Any]]) -> dict[str, str]:
+    return {artifact["dest"]: f"{ARTIFACTS_DIR}/{artifact['dest']}" for artifact in artifacts}
 
 
 def rehearse(plan: t.Mapping[str, t.Any], trial: t.Mapping[str, t.Any], hosts: Hosts) -> list[Failure]:

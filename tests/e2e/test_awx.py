@@ -9,7 +9,8 @@ import subprocess
 import typing as t
 
 import ansible_runner
-from conftest import PROJECT, run_resources
+
+from tests.support.commands import PROJECT, run_resources
 
 
 def fresh_copy(target: pathlib.Path) -> pathlib.Path:

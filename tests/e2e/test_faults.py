@@ -8,7 +8,8 @@ import pathlib
 import typing as t
 
 import pytest
-from conftest import EXPERIMENTS, PROJECT, playbook, playbook_killed_at, run_resources
+
+from tests.support.commands import EXPERIMENTS, PROJECT, playbook, playbook_killed_at, run_resources
 
 TINY = f"exp={EXPERIMENTS / 'tiny.yml'}"
 
@@ -71,7 +72,7 @@ def test_a_host_that_never_comes_up_is_named_and_the_rest_is_cleaned_up(cloud: N
         "-e",
         "startline_fleet_deadline=15",
         "-e",
-        '{"fleet_user_data_extra": "systemctl mask --now ssh"}',
+        '{"fleet_user_data": "systemctl mask --now ssh"}',
     )
     assert ended.returncode != 0
     assert "2 of 2 hosts did not come up within 15 s" in ended.output

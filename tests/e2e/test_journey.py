@@ -9,7 +9,8 @@ import pathlib
 import typing as t
 
 import pytest
-from conftest import EXPERIMENTS, PROJECT, Ended, playbook, run_resources
+
+from tests.support.commands import EXPERIMENTS, PROJECT, Ended, adhoc, playbook, run_resources
 
 
 @pytest.fixture(scope="module")
@@ -99,21 +100,10 @@ def test_day_two_commands_reach_the_hosts_of_a_kept_run(cloud: None, ec2: t.Any)
     kept = playbook("site.yml", "-e", f"exp={EXPERIMENTS / 'tiny.yml'}", "-e", "keep=true")
     try:
         assert kept.returncode == 0, kept.output[-4000:]
-        asked = playbook_adhoc("node", "-m", "ansible.builtin.command", "-a", "uptime")
+        asked = adhoc("node", "-m", "ansible.builtin.command", "-a", "uptime")
         assert asked.returncode == 0, asked.output
         assert asked.output.count("CHANGED") == 2
     finally:
         gone = playbook("playbooks/destroy.yml", "-e", f"run={kept.run_id}")
     assert gone.returncode == 0, gone.output[-4000:]
     assert run_resources(ec2, kept.run_id) == []
-
-
-def playbook_adhoc(*words: str) -> Ended:
-    """``ansible ...``"""
-    import subprocess
-    import sys
-
-    done = subprocess.run(
-        [str(pathlib.Path(sys.executable).with_name("ansible")), *words], cwd=PROJECT, capture_output=True, text=True
-    )
-    return Ended(done.returncode, done.stdout + done.stderr)

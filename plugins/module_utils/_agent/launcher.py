@@ -464,7 +464,9 @@ class _Cgroup:
             # Below a unit of ours only: any other cgroup is somebody else's.
             if "/startline-agent.service" not in own:
                 return cls(None)
-            path = "/sys/fs/cgroup" + own.partition("/trial-")[0] + "/" + name
+            # Hosts with both hierarchies have the second version's one level below.
+            root = "/sys/fs/cgroup/unified" if os.path.isdir("/sys/fs/cgroup/unified") else "/sys/fs/cgroup"
+            path = f"{root}{own}/{name}"
             os.mkdir(path)
         except (OSError, StopIteration):
             return cls(None)

@@ -143,6 +143,11 @@ class _Peer(asyncio.Protocol):
         if self._transport is not None and not self._transport.is_closing():
             self._transport.write(line)
 
+    def abort(self) -> None:
+        """Close at once; what has not been sent yet is said again on the next connection."""
+        if self._transport is not None:
+            self._transport.abort()
+
     def drop(self, reason: str) -> None:
         log("connection dropped", peer=self._address, member=self.member or "-", reason=reason)
         if self._transport is not None:
@@ -217,6 +222,9 @@ class Rendezvous:
         await done.wait()
         server.close()
         control.close()
+        for peer in list(self._peers.values()):
+            peer.abort()
+        await asyncio.sleep(0)  # lets the transports see that they are closed, before the loop is
         log("rendezvous stopped")
 
     def _now(self) -> barrier.Now:

@@ -16,10 +16,10 @@ from ansible.playbook.play_context import PlayContext
 from ansible.playbook.task import Task
 from ansible.plugins.loader import connection_loader
 from ansible.template import Templar
-from ansible_collections.startline.lab.plugins.action import evidence as evidence_action
-from ansible_collections.startline.lab.plugins.action import report as report_action
 from moto.server import ThreadedMotoServer
 
+from ansible_collections.startline.lab.plugins.action import evidence as evidence_action
+from ansible_collections.startline.lab.plugins.action import report as report_action
 from tests.support import synthetic as syn
 
 PLAN = syn.plan()

@@ -15,6 +15,7 @@ from ansible.playbook.play_context import PlayContext
 from ansible.playbook.task import Task
 from ansible.plugins.loader import connection_loader
 from ansible.template import Templar
+
 from ansible_collections.startline.lab.plugins.action import plan as plan_action
 from ansible_collections.startline.lab.plugins.action import run as run_action
 

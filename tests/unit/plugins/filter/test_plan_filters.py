@@ -13,6 +13,7 @@ import typing as t
 
 import pytest
 from ansible.errors import AnsibleFilterError
+
 from ansible_collections.startline.lab.plugins.plugin_utils import _launch, _plan, _trial
 from ansible_collections.startline.lab.plugins.plugin_utils._experiment import load_experiment
 

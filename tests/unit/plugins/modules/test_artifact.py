@@ -57,7 +57,9 @@ def test_a_directory_arrives_as_it_was(served: tuple[pathlib.Path, str], tmp_pat
     assert [path.name for path in store.iterdir()] == [ready.sha256]
 
 
-@pytest.mark.parametrize(("name", "sha256", "said"), [("object", "0" * 64, "arrived damaged"), ("gone", "", "HTTP status 404")])
+@pytest.mark.parametrize(
+    ("name", "sha256", "said"), [("object", "0" * 64, "arrived damaged"), ("gone", "", "HTTP status 404")]
+)
 def test_what_is_not_as_promised_leaves_nothing(
     served: tuple[pathlib.Path, str], tmp_path: pathlib.Path, name: str, sha256: str, said: str
 ) -> None:
@@ -65,7 +67,9 @@ def test_what_is_not_as_promised_leaves_nothing(
     (root / "object").write_bytes(b"data")
     store = contents(tmp_path)
     with pytest.raises(artifact.FetchError, match=said) as caught:
-        artifact.install({"dest": "x", "kind": "file", "sha256": sha256, "url": f"{url}/{name}?key=secret"}, str(store), 10)
+        artifact.install(
+            {"dest": "x", "kind": "file", "sha256": sha256, "url": f"{url}/{name}?key=secret"}, str(store), 10
+        )
     assert "secret" not in str(caught.value)
     assert list(store.iterdir()) == []
 

@@ -10,11 +10,11 @@ import typing as t
 import boto3
 import moto
 import pytest
-from ansible_collections.startline.lab.plugins.plugin_utils import _evidence
-from ansible_collections.startline.lab.plugins.plugin_utils._evidence import EvidenceError, Store
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from ansible_collections.startline.lab.plugins.plugin_utils import _evidence
+from ansible_collections.startline.lab.plugins.plugin_utils._evidence import EvidenceError, Store
 from tests.support import synthetic as syn
 
 PLAN = syn.plan()

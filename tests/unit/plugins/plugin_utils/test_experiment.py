@@ -10,11 +10,12 @@ import typing as t
 
 import pytest
 import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
 from ansible_collections.startline.lab.plugins.plugin_utils import _document, _experiment, _plan, _template
 from ansible_collections.startline.lab.plugins.plugin_utils._errors import ExperimentError, Problem
 from ansible_collections.startline.lab.plugins.plugin_utils._experiment import Experiment, load_experiment
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 ROOT = pathlib.Path(__file__).parents[4]
 SOURCE = "experiments/demo.yml"
@@ -193,7 +194,9 @@ def test_each_problem_of_a_group(group: str, path: str, message: str, remedy: st
     assert remedy in found.remedy
 
 
-@pytest.mark.parametrize("name", ["Party", "1st", "par-ty", "par.ty", "all", "ungrouped", "startline", "fleet", "site_x", "x" * 33])
+@pytest.mark.parametrize(
+    "name", ["Party", "1st", "par-ty", "par.ty", "all", "ungrouped", "startline", "fleet", "site_x", "x" * 33]
+)
 def test_group_names_become_ansible_groups_tags_and_host_names(name: str) -> None:
     assert only(f"command: 'true'\ngroups: {{{name}: {{}}}}\n").path == f"groups.{name}"
 

@@ -7,6 +7,9 @@ import ipaddress
 import typing as t
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
 from ansible_collections.startline.lab.plugins.plugin_utils._errors import PlanError
 from ansible_collections.startline.lab.plugins.plugin_utils._hosts_config import (
     fleet_hosts_config,
@@ -14,8 +17,6 @@ from ansible_collections.startline.lab.plugins.plugin_utils._hosts_config import
     ranked,
     version_key,
 )
-from hypothesis import given
-from hypothesis import strategies as st
 
 PLAN: dict[str, t.Any] = {
     "members": [

@@ -6,6 +6,7 @@ from __future__ import annotations
 import typing as t
 
 import pytest
+
 from ansible_collections.startline.lab.plugins.plugin_utils import _launch, _plan
 from ansible_collections.startline.lab.plugins.plugin_utils._errors import PlanError
 from ansible_collections.startline.lab.plugins.plugin_utils._experiment import load_experiment

@@ -10,11 +10,12 @@ import re
 import typing as t
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
 from ansible_collections.startline.lab.plugins.plugin_utils import _plan
 from ansible_collections.startline.lab.plugins.plugin_utils._errors import ExperimentError, PlanError, Problem
 from ansible_collections.startline.lab.plugins.plugin_utils._experiment import load_experiment
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 SWEEP = """
 groups:

@@ -10,9 +10,9 @@ import re
 import typing as t
 
 import pytest
+
 from ansible_collections.startline.lab.plugins.plugin_utils import _report
 from ansible_collections.startline.lab.plugins.plugin_utils._report import ReportError
-
 from tests.support import synthetic as syn
 
 

@@ -14,6 +14,7 @@ import sys
 import typing as t
 
 import pytest
+
 from ansible_collections.startline.lab.plugins.plugin_utils import _run
 from ansible_collections.startline.lab.plugins.plugin_utils._errors import RunError
 from ansible_collections.startline.lab.plugins.plugin_utils._run import Controller, RunRecord, RunStore

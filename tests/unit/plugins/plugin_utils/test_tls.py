@@ -82,6 +82,24 @@ def _issue(path: str, member: str) -> str:
     return store.authority(NOW, LATER).certificate
 
 
+def test_a_run_shorter_than_the_margin_has_one_authority(tmp_path: pathlib.Path) -> None:
+    # Each host is set up by a call of its own: were the authority made anew by each, no agent would be let in.
+    end = NOW + datetime.timedelta(minutes=40, microseconds=5)
+    first = _tls.Directory(tmp_path, "run-1", until=end).member("a-0", NOW, end)
+    authority = _tls.Directory(tmp_path, "run-1", until=end).authority(NOW, end)
+    later = NOW + datetime.timedelta(minutes=30)
+    assert _tls.Directory(tmp_path, "run-1", until=end).authority(later, end) == authority
+    assert _tls.Directory(tmp_path, "run-1", until=end).member("a-0", later, end) == first
+
+
+def test_a_run_that_is_given_more_time_gets_certificates_that_last(tmp_path: pathlib.Path) -> None:
+    more = LATER + datetime.timedelta(hours=5)
+    before = _tls.Directory(tmp_path, "run-1", until=LATER).member("a-0", NOW, LATER)
+    after = _tls.Directory(tmp_path, "run-1", until=more).member("a-0", NOW, more)
+    assert after != before
+    assert x509.load_pem_x509_certificate(after.certificate.encode()).not_valid_after_utc == more
+
+
 def test_many_processes_agree_on_one_authority(tmp_path: pathlib.Path) -> None:
     context = multiprocessing.get_context("spawn")
     with concurrent.futures.ProcessPoolExecutor(3, mp_context=context) as pool:
