@@ -127,9 +127,9 @@ from ansible.module_utils.basic import AnsibleModule
 if t.TYPE_CHECKING:
     # AnsiballZ ships what it sees imported. None of this has to be loaded here: only its source is wanted.
     from ansible_collections.startline.lab.plugins.module_utils._agent import (  # noqa: F401
-        __main__,
         agent,
         barrier,
+        cli,
         client,
         clock,
         config,
@@ -147,9 +147,9 @@ if t.TYPE_CHECKING:
 PACKAGE = "ansible_collections.startline.lab.plugins.module_utils._agent"
 SUBJECTS = (
     "__init__",
-    "__main__",
     "agent",
     "barrier",
+    "cli",
     "client",
     "clock",
     "config",
@@ -179,7 +179,7 @@ WRAPPER = """\
 import sys
 
 sys.path.insert(0, "{library}")
-from startline_agent.__main__ import main
+from startline_agent.cli import main
 
 sys.exit(main())
 """

@@ -103,7 +103,7 @@ class World:
     # -- processes --
 
     def command(self, name: str, *arguments: str) -> list[str]:
-        return [self.python, "-m", "_agent", "--config", str(self.directory / name / "agent.json"), *arguments]
+        return [self.python, "-m", "_agent.cli", "--config", str(self.directory / name / "agent.json"), *arguments]
 
     @property
     def environment(self) -> dict[str, str]:
