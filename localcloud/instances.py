@@ -190,7 +190,7 @@ class Cloud:
     # --- services inside a VPC
 
     def _services(self, vpc: Vpc) -> t.Callable[[], None]:
-        ends = [imds.serve(vpc, lambda address: self._who(vpc.id, address)), timesync.serve(vpc)]
+        ends = [imds.serve(vpc, lambda address: self._who(vpc.id, address)), timesync.serve(vpc, self._image.root)]
 
         def stop() -> None:
             for end in ends:

@@ -56,7 +56,6 @@ TOOLS = {
     "mmdebstrap": "mmdebstrap",
     "nft": "nftables",
     "ip": "iproute2",
-    "chronyd": "chrony",
 }
 
 
