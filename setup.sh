@@ -76,4 +76,4 @@ if ! cat requirements.txt "$requirements" | cmp -s - "$stamp"; then
 fi
 
 # --- The host image: says itself what it does, and does nothing when it is current.
-.venv/bin/python -m localcloud image
+.venv/bin/python -m localcloud image >/dev/null

@@ -10,7 +10,7 @@ from ansible.errors import AnsibleActionFail
 from ansible.plugins.action import ActionBase
 
 from ansible_collections.startline.lab.plugins.plugin_utils._aws import AWS_ARGUMENT_SPEC, AwsOptions, is_aws_error
-from ansible_collections.startline.lab.plugins.plugin_utils._errors import FleetError
+from ansible_collections.startline.lab.plugins.plugin_utils._errors import FleetError, StartlineError
 from ansible_collections.startline.lab.plugins.plugin_utils._fleet import Fleet, group_counts
 
 
@@ -40,7 +40,7 @@ class ActionModule(ActionBase):
             if args["state"] == "absent":
                 return {**result, "changed": False, **self._absent(args)}
             return {**result, **self._answering(args)}
-        except FleetError as exc:
+        except StartlineError as exc:
             raise AnsibleActionFail(str(exc)) from exc
         except Exception as exc:
             if not is_aws_error(exc):

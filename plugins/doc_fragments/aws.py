@@ -23,4 +23,6 @@ options:
   session_token:
     description: Session token of temporary credentials.
     type: str
+requirements:
+  - boto3 >= 1.35
 """

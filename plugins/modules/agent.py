@@ -20,8 +20,9 @@ description:
 notes:
   - Needs root on the host, systemd, and Python 3.7 or newer there; the agent itself uses nothing but the standard library. The
     rendezvous needs boto3 on its host if trials have evidence to upload.
-  - Needs the Python package C(cryptography) on the controller.
   - The agent runs with the Python interpreter that Ansible uses on the host.
+requirements:
+  - cryptography >= 42, on the controller
 attributes:
   check_mode:
     description: Says what would change, and changes nothing on the host.
@@ -181,7 +182,7 @@ import sys
 sys.path.insert(0, "{library}")
 from startline_agent.cli import main
 
-sys.exit(main())
+raise SystemExit(main())
 """
 
 AGENT_UNIT = """\

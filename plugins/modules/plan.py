@@ -57,6 +57,9 @@ options:
   awx_workflow_job_id:
     description: The AWX workflow job that it is part of, if it is. All jobs of a workflow share a run.
     type: str
+requirements:
+  - jinja2
+  - pydantic >= 2.8, unless only O(run) is given
 attributes:
   check_mode:
     support: full

@@ -9,6 +9,8 @@ from __future__ import annotations
 import dataclasses
 import typing as t
 
+from ansible_collections.startline.lab.plugins.plugin_utils._errors import RequirementError
+
 #: Options of every action that talks to AWS; documented once in plugins/doc_fragments/aws.py.
 AWS_ARGUMENT_SPEC: t.Final[dict[str, dict[str, t.Any]]] = {
     "region": {"type": "str"},
@@ -48,9 +50,15 @@ class AwsOptions:
 
         Retries are boto3's standard mode: throttling and passing faults are retried with back-off and jitter,
         refusals are not.
+
+        Raises:
+            RequirementError: there is no boto3.
         """
-        import boto3  # imported here: an action that fails on its arguments need not wait for it
-        import botocore.config
+        try:
+            import boto3  # imported here: an action that fails on its arguments need not wait for it
+            import botocore.config
+        except ImportError as exc:
+            raise RequirementError("AWS", exc) from exc
 
         return boto3.client(
             service,

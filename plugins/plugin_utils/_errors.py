@@ -6,7 +6,8 @@
   ├── PlanError          a plan that does not fit what it is used with (a member without a host, a foreign format)
   ├── RunError           a run that cannot be named, resumed or recorded
   ├── FleetError         hosts that are missing, do not answer, or are left
-  └── ArtifactError      an artifact that cannot be packed or stored
+  ├── ArtifactError      an artifact that cannot be packed or stored
+  └── RequirementError   a Python package that the controller lacks
 
 Plugins translate at one place: C(except StartlineError as exc: raise AnsibleActionFail(str(exc)) from exc).
 This util is PRIVATE to the collection.
@@ -37,6 +38,13 @@ class FleetError(StartlineError):
 
 class ArtifactError(StartlineError):
     """An artifact cannot be packed or stored. The message names it."""
+
+
+class RequirementError(StartlineError):
+    """A Python package is missing on the controller; `what` cannot go on without it."""
+
+    def __init__(self, what: str, cause: ImportError) -> None:
+        super().__init__(f"{what} needs {cause.name}: pip install -r requirements.txt")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -410,6 +410,15 @@ class Artifact(_Model):
         default=None, min_length=1, description="The groups that get it. Left out: all."
     )
 
+    @property
+    def name(self) -> str:
+        """Its name in the working directories."""
+        return self.dest or pathlib.PurePosixPath(self.src).name
+
+    def path(self, source: str) -> str:
+        """Where it is: relative to the project as the experiment file `source` is, or absolute."""
+        return os.path.normpath(os.path.join(os.path.dirname(source), self.src))
+
 
 class Barrier(_Model):
     """The start barrier: when a trial may start."""
@@ -487,6 +496,12 @@ class ExperimentFile(_Model):
         default=None,
         description="Hosts power off this long after the run began. Left out: twice the longest time, and 1 h.",
     )
+
+    @property
+    def networks(self) -> dict[str, str]:
+        """Each site's CIDR; sites that give none get 10.77.0.0/16, 10.78.0.0/16 ... by their position."""
+        sites = self.sites or {"default": Site()}
+        return {name: site.cidr or f"10.{77 + position}.0.0/16" for position, (name, site) in enumerate(sites.items())}
 
 
 # --- reading and checking ---------------------------------------------------------------------------------------------
@@ -719,12 +734,6 @@ def _declared(document: Document, key: str) -> tuple[str, ...]:
     return tuple(str(name) for name in section) if isinstance(section, dict) else ()
 
 
-def site_networks(spec: ExperimentFile) -> dict[str, str]:
-    """Each site's CIDR; sites that give none get 10.77.0.0/16, 10.78.0.0/16 ... by their position."""
-    sites = spec.sites or {"default": Site()}
-    return {name: site.cidr or f"10.{77 + position}.0.0/16" for position, (name, site) in enumerate(sites.items())}
-
-
 _PRIVATE: t.Final = tuple(ipaddress.IPv4Network(text) for text in ("10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16"))
 
 
@@ -733,7 +742,7 @@ def _check_sites(spec: ExperimentFile, document: Document) -> t.Iterator[Problem
     if len(spec.sites) > 100:
         yield document.problem(("sites",), f"has {len(spec.sites)} sites", "100 are the limit.")
         return
-    for name, cidr in site_networks(spec).items():
+    for name, cidr in spec.networks.items():
         path: Path = ("sites", name, "cidr")
         try:
             network = ipaddress.IPv4Network(cidr)
@@ -793,23 +802,13 @@ def _check_groups(
         yield document.problem(("rendezvous",), f"{spec.rendezvous} is not a group", remedy)
 
 
-def artifact_dest(artifact: Artifact) -> str:
-    """The name of an artifact in the working directories."""
-    return artifact.dest or pathlib.PurePosixPath(artifact.src).name
-
-
-def artifact_source(artifact: Artifact, source: str) -> str:
-    """Where an artifact is: relative to the project as the experiment file is, or absolute."""
-    return os.path.normpath(os.path.join(os.path.dirname(source), artifact.src))
-
-
 def _check_artifacts(
     spec: ExperimentFile, document: Document, names: _Names, source: str, exists: t.Callable[[str], bool]
 ) -> t.Iterator[Problem]:
     users: dict[tuple[str, str], int] = {}
     for index, artifact in names.items("artifacts", spec.artifacts):
         path: Path = ("artifacts", index)
-        where, dest = artifact_source(artifact, source), artifact_dest(artifact)
+        where, dest = artifact.path(source), artifact.name
         if not exists(where):
             remedy = "src is relative to the experiment file." + (
                 " ~ is not filled in." if artifact.src.startswith("~") else ""

@@ -19,14 +19,11 @@ import typing as t
 from ansible_collections.startline.lab.plugins.plugin_utils import _template, _trial
 from ansible_collections.startline.lab.plugins.plugin_utils._document import Path
 from ansible_collections.startline.lab.plugins.plugin_utils._errors import ExperimentError, PlanError, Problem
-from ansible_collections.startline.lab.plugins.plugin_utils._experiment import (
-    Experiment,
-    Scalar,
-    artifact_dest,
-    artifact_source,
-    site_networks,
-)
 from ansible_collections.startline.lab.plugins.plugin_utils._hosts_config import version_key
+
+if t.TYPE_CHECKING:
+    # For types only: whoever reads a plan, as every filter does, needs no pydantic.
+    from ansible_collections.startline.lab.plugins.plugin_utils._experiment import Experiment, Scalar
 
 FORMAT: t.Final = "startline-plan/1"
 #: More trials or hosts than these are typing errors; either would take weeks or a fortune.
@@ -89,7 +86,7 @@ def expand(experiment: Experiment, *, seed: int | None = None) -> Plan:
     counts = {name: max(point.counts[name] for point in points) for name in spec.groups}
     sites = {
         name: {"region": spec.sites[name].region if name in spec.sites else None, "cidr": cidr}
-        for name, cidr in site_networks(spec).items()
+        for name, cidr in spec.networks.items()
     }
     only_site = next(iter(sites))
     groups = {
@@ -131,8 +128,8 @@ def expand(experiment: Experiment, *, seed: int | None = None) -> Plan:
         "runtime": {"packages": list(dict.fromkeys(spec.runtime.packages))},
         "artifacts": [
             {
-                "src": artifact_source(artifact, experiment.source),
-                "dest": artifact_dest(artifact),
+                "src": artifact.path(experiment.source),
+                "dest": artifact.name,
                 "groups": [name for name in groups if artifact.groups is None or name in artifact.groups],
             }
             for artifact in spec.artifacts

@@ -18,6 +18,7 @@ import pathlib
 import typing as t
 
 from ansible_collections.startline.lab.plugins.module_utils._agent import wire
+from ansible_collections.startline.lab.plugins.plugin_utils._errors import RequirementError
 
 #: Clocks of hosts may be wrong by this much before chrony has set them.
 SKEW: t.Final = datetime.timedelta(days=1)
@@ -177,7 +178,7 @@ def _cryptography() -> tuple[t.Any, t.Any, t.Any]:
         from cryptography.hazmat.primitives import hashes
         from cryptography.hazmat.primitives.asymmetric import ec
     except ImportError as error:
-        raise TlsError(f"the Python package cryptography is needed on the controller: {error}") from error
+        raise TlsError(str(RequirementError("a run's authority", error))) from error
     return x509, ec, hashes
 
 

@@ -100,7 +100,7 @@ def test_day_two_commands_reach_the_hosts_of_a_kept_run(cloud: None, ec2: t.Any)
     kept = playbook("site.yml", "-e", f"exp={EXPERIMENTS / 'tiny.yml'}", "-e", "keep=true")
     try:
         assert kept.returncode == 0, kept.output[-4000:]
-        asked = adhoc("node", "-m", "ansible.builtin.command", "-a", "uptime")
+        asked = adhoc("node:&experiment_tiny", "-m", "ansible.builtin.command", "-a", "uptime")
         assert asked.returncode == 0, asked.output
         assert asked.output.count("CHANGED") == 2
     finally:

@@ -56,7 +56,7 @@ def start_playbook(*words: str, project: pathlib.Path = PROJECT, **environment: 
 def playbook(*words: str, project: pathlib.Path = PROJECT, **environment: str) -> Ended:
     """Run a playbook to its end."""
     process = start_playbook(*words, project=project, **environment)
-    output, _ = process.communicate(timeout=600)
+    output, _errors = process.communicate(timeout=600)
     return Ended(process.returncode, output)
 
 
@@ -78,7 +78,11 @@ def playbook_killed_at(line: str, *words: str) -> Ended:
 def adhoc(*words: str) -> Ended:
     """``ansible ...``"""
     done = subprocess.run(
-        [str(pathlib.Path(sys.executable).with_name("ansible")), *words], cwd=PROJECT, capture_output=True, text=True
+        [str(pathlib.Path(sys.executable).with_name("ansible")), *words],
+        cwd=PROJECT,
+        check=False,
+        capture_output=True,
+        text=True,
     )
     return Ended(done.returncode, done.stdout + done.stderr)
 

@@ -30,8 +30,7 @@ def main(arguments: t.Optional[t.Sequence[str]] = None) -> int:
         options = _parse(given)
         return _run(options, configuration.load(options.config))
     except configuration.ConfigError as error:
-        print(f"startline-agent: {error}", file=sys.stderr)
-        return 2
+        return _complain(error, status=2)
 
 
 def _parse(arguments: t.Sequence[str]) -> argparse.Namespace:
@@ -85,20 +84,24 @@ def _run(options: argparse.Namespace, config: configuration.Config) -> int:
         try:
             request.update(trial=json.load(sys.stdin), wait=options.wait)
         except ValueError as error:
-            print(f"startline-agent: what stands on stdin is not JSON: {error}", file=sys.stderr)
-            return 2
+            return _complain(f"what stands on stdin is not JSON: {error}", status=2)
         give_up = None if options.limit is None else time.monotonic() + options.limit
     elif options.command == "abort":
         request.update(trial_id=options.trial_id, reason=options.reason)
     try:
         result = client.ask(config, request, options.patience, give_up)
     except client.ClientError as error:
-        print(f"startline-agent: {error}", file=sys.stderr)
-        return 1
+        return _complain(error, status=1)
     json.dump(result, sys.stdout)
-    print()
+    sys.stdout.write("\n")
     return 0
 
 
+def _complain(problem: object, status: int) -> int:
+    """Say on stderr what is wrong; the exit status."""
+    sys.stderr.write(f"startline-agent: {problem}\n")
+    return status
+
+
 if __name__ == "__main__":
-    sys.exit(main())
+    raise SystemExit(main())

@@ -29,10 +29,10 @@ import json
 import os
 import signal
 import struct
-import sys
 import time
 import typing as t
 
+from .log import log
 from .wire import STOP_GRACE
 
 #: The supervisor does nothing for so long after T: on a small machine its wake-up would delay other hosts' commands.
@@ -91,7 +91,7 @@ def arm(spool: str, program: Program) -> Handle:
         _supervise(spool, program, go_read)
         status = 0
     except BaseException as error:  # a forked copy of the agent must never return into the agent's code
-        print(f"launcher of {spool}: {error!r}", file=sys.stderr, flush=True)
+        log("launcher failed", spool=spool, error=repr(error))
     finally:
         os._exit(status)
 

@@ -13,11 +13,11 @@ import json
 import os
 import selectors
 import signal
-import sys
 import time
 import typing as t
 
 from .launcher import close_all_but
+from .log import log
 
 Callback = t.Callable[[], None]
 
@@ -153,7 +153,7 @@ class Reactor:
             except FileNotFoundError:
                 pass  # a program that is not installed
             except BaseException as error:
-                print(f"worker: {error!r}", file=sys.stderr, flush=True)
+                log("worker failed", error=repr(error))
             finally:
                 os._exit(status)
         os.close(write)

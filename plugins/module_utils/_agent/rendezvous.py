@@ -98,11 +98,11 @@ class _Peer(asyncio.Protocol):
         except wire.WireError as error:
             self.drop(f"not our protocol: {error}")
 
-    def connection_lost(self, error: t.Optional[BaseException]) -> None:
+    def connection_lost(self, exc: t.Optional[BaseException]) -> None:
         if self._limit is not None:
             self._limit.cancel()
         if self.member is not None:
-            self._rendezvous.peer_lost(self, str(error) if error else "closed")
+            self._rendezvous.peer_lost(self, str(exc) if exc else "closed")
 
     def _take(self, message: wire.Message, came_ns: int) -> None:
         kind = message["type"]

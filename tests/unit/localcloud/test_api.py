@@ -60,14 +60,14 @@ def form(text: str) -> tuple[str, bytes, FakeCloud, FakeMoto]:
     "where", [{"HTTP_X_AMZ_CHECKSUM_SHA256": BAD}, {"QUERY_STRING": f"x-amz-checksum-sha256={BAD}"}]
 )
 def test_a_body_that_is_not_what_was_promised_is_refused(where: dict[str, str]) -> None:
-    status, answer, _, moto = call("PUT", "/bucket/key", BODY, **where)
+    status, answer, _cloud, moto = call("PUT", "/bucket/key", BODY, **where)
     assert status.startswith("400")
     assert b"<Code>BadDigest</Code>" in answer
     assert not moto.seen
 
 
 def test_a_promised_body_is_stored_with_its_checksum() -> None:
-    status, _, _, moto = call("PUT", "/bucket/key", BODY, HTTP_X_AMZ_CHECKSUM_SHA256=GOOD)
+    status, _answer, _cloud, moto = call("PUT", "/bucket/key", BODY, HTTP_X_AMZ_CHECKSUM_SHA256=GOOD)
     assert status == "200 OK"
     assert moto.seen[0]["body"] == BODY
     assert moto.seen[0]["HTTP_X_AMZ_SDK_CHECKSUM_ALGORITHM"] == "SHA256"
@@ -78,7 +78,7 @@ def test_a_body_without_a_promise_is_stored() -> None:
 
 
 def test_describe_waits_for_the_named_instances_and_changes_nothing() -> None:
-    _, _, cloud, moto = form("Action=DescribeInstances&InstanceId.1=i-1&InstanceId.2=i-2&Version=2016-11-15")
+    _status, _answer, cloud, moto = form("Action=DescribeInstances&InstanceId.1=i-1&InstanceId.2=i-2&Version=2016-11-15")
     assert cloud.settled == [["i-1", "i-2"]]
     assert cloud.followed == 0
     assert moto.seen[0]["body"].startswith(b"Action=DescribeInstances")
@@ -97,7 +97,7 @@ def test_the_shutdown_behaviour_is_said_as_moto_understands_it() -> None:
 
 
 def test_nobody_resets_moto_below_running_hosts() -> None:
-    status, answer, _, moto = call("POST", "/moto-api/reset")
+    status, answer, _cloud, moto = call("POST", "/moto-api/reset")
     assert status.startswith("403")
     assert b"localcloud down" in answer
     assert not moto.seen

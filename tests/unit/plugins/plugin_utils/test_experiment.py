@@ -222,7 +222,7 @@ def test_several_sites_must_be_named_and_kept_apart() -> None:
 
 def test_default_networks_of_sites_differ() -> None:
     spec = load("command: 'true'\nsites: {a: {}, b: {}}\ngroups: {party: {site: a}}\n").spec
-    assert _experiment.site_networks(spec) == {"a": "10.77.0.0/16", "b": "10.78.0.0/16"}
+    assert spec.networks == {"a": "10.77.0.0/16", "b": "10.78.0.0/16"}
 
 
 def test_artifacts_that_are_not_there() -> None:

@@ -294,7 +294,7 @@ def test_two_commands_at_once_do_not_take_the_same_run(store: RunStore, tmp_path
             text=True,
             env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
         )
-        for _ in range(4)
+        for _child in range(4)
     ]
     try:
         for child in children:

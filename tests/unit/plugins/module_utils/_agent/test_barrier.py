@@ -551,7 +551,7 @@ def test_a_world_that_calms_down_before_the_deadline_completes(count: int, steps
         universe.disconnect(host)  # a connection does not outlive the loss of what it carries
         if not host.alive:
             host.restart()
-    for _ in range(3):
+    for _round in range(3):
         run_steps(universe, [("settle down", 0)])
     assert universe.barrier.outcome != "aborted"
     assert universe.published == 1

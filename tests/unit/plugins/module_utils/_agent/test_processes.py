@@ -165,7 +165,7 @@ def test_a_command_that_ends_while_its_agent_is_dead_is_reported(make_world: Mak
     until(lambda: world.state("party-0") == "fired", what="the start")
     world.kill("party-0")
     flag.touch()
-    until(lambda: (world.spool("party-0") / "exit.json").exists(), what="the end of the command")
+    until((world.spool("party-0") / "exit.json").exists, what="the end of the command")
     world.start("party-0")
     result = world.result(waiting)
     assert result["members"]["party-0"]["exit_code"] == 5
