@@ -62,7 +62,7 @@ fi
 
 # --- .venv: made anew when its interpreter is gone, filled when the requirements have changed.
 requirements=requirements.txt
-[ -n "$dev" ] && requirements=requirements-dev.txt
+[ -n "$dev" ] && requirements="requirements-dev.txt"
 stamp=.venv/.$requirements
 if ! .venv/bin/python -c '' >/dev/null 2>&1; then
   say "creating .venv with $("$python" --version)"

@@ -29,7 +29,17 @@ CHROOT = 'mount -t tmpfs tmpfs "$0/run" && exec chroot "$0" chronyd -x -d -u roo
 def serve(vpc: Vpc, image: Path) -> t.Callable[[], None]:
     """Answer in the VPC's namespace, with chronyd of the image, until the returned function is called."""
     group = f"time/{vpc.id}"
-    command = ["nsenter", f"--net={NETNS / vpc.netns}", "unshare", "--mount", "sh", "-c", CHROOT, str(image), *DIRECTIVES]
+    command = [
+        "nsenter",
+        f"--net={NETNS / vpc.netns}",
+        "unshare",
+        "--mount",
+        "sh",
+        "-c",
+        CHROOT,
+        str(image),
+        *DIRECTIVES,
+    ]
     with (LOGS / "timesync.log").open("ab") as output:
         process = subprocess.Popen(
             cgroup_command(group, command),

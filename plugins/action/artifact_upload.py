@@ -11,7 +11,7 @@ from ansible.plugins.action import ActionBase
 
 from ansible_collections.startline.lab.plugins.plugin_utils._artifact import ArtifactStore, packed
 from ansible_collections.startline.lab.plugins.plugin_utils._aws import AWS_ARGUMENT_SPEC, AwsOptions, is_aws_error
-from ansible_collections.startline.lab.plugins.plugin_utils._errors import ArtifactError
+from ansible_collections.startline.lab.plugins.plugin_utils._errors import ArtifactError, RequirementError
 
 
 class ActionModule(ActionBase):
@@ -43,7 +43,10 @@ class ActionModule(ActionBase):
                 **AWS_ARGUMENT_SPEC,
             },
         )
-        store = ArtifactStore(AwsOptions.from_args(args).client("s3"), args["bucket"], args["prefix"])
+        try:
+            store = ArtifactStore(AwsOptions.from_args(args).client("s3"), args["bucket"], args["prefix"])
+        except RequirementError as exc:
+            raise AnsibleActionFail(str(exc)) from exc
         stored, changed = [], False
         for artifact in args["artifacts"]:
             try:

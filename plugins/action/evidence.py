@@ -11,7 +11,7 @@ from ansible.plugins.action import ActionBase
 
 from ansible_collections.startline.lab.plugins.plugin_utils import _provenance
 from ansible_collections.startline.lab.plugins.plugin_utils._aws import AWS_ARGUMENT_SPEC, AwsOptions, is_aws_error
-from ansible_collections.startline.lab.plugins.plugin_utils._errors import StartlineError
+from ansible_collections.startline.lab.plugins.plugin_utils._errors import RequirementError, StartlineError
 from ansible_collections.startline.lab.plugins.plugin_utils._evidence import Store
 
 ARGUMENT_SPEC: t.Final[dict[str, t.Any]] = {
@@ -51,7 +51,10 @@ class ActionModule(ActionBase):
         )
         state, prefix = args["state"], args["prefix"].strip("/")
         root = pathlib.Path(args["results_dir"] or ".") / prefix
-        store = Store(AwsOptions.from_args(args).client("s3"), args["bucket"], prefix, root)
+        try:
+            store = Store(AwsOptions.from_args(args).client("s3"), args["bucket"], prefix, root)
+        except RequirementError as exc:
+            raise AnsibleActionFail(str(exc)) from exc
         result["s3_uri"] = store.uri
         if self._task.check_mode and state != "attempts":
             return {**result, "changed": False, "skipped": True, "msg": f"not {state} in check mode"}

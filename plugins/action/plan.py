@@ -12,9 +12,9 @@ from ansible.errors import AnsibleActionFail
 from ansible.plugins.action import ActionBase
 from ansible.utils.display import Display
 
-from ansible_collections.startline.lab.plugins.plugin_utils import _plan, _run
+from ansible_collections.startline.lab.plugins.plugin_utils import _experiment, _plan, _run
 from ansible_collections.startline.lab.plugins.plugin_utils._artifact import ArtifactError, packed
-from ansible_collections.startline.lab.plugins.plugin_utils._errors import ExperimentError, RequirementError, StartlineError
+from ansible_collections.startline.lab.plugins.plugin_utils._errors import ExperimentError, StartlineError
 
 ARGUMENT_SPEC: t.Final = {
     "exp": {"type": "str"},
@@ -123,11 +123,6 @@ def make_plan(project: pathlib.Path, exp: str, overrides: str, seed: int | None)
     typed = pathlib.Path(exp).expanduser().absolute()
     if typed.is_file() and exp not in experiments(project):
         exp = str(typed.relative_to(project)) if typed.is_relative_to(project) else str(typed)
-    try:
-        # Here, because it brings pydantic: a run that is resumed from its record needs none.
-        from ansible_collections.startline.lab.plugins.plugin_utils import _experiment
-    except ImportError as exc:
-        raise RequirementError("an experiment", exc) from exc
     source = _experiment.find_experiment(exp, experiments(project), lambda path: (project / path).is_file())
     try:
         text = (project / source).read_bytes().decode("utf-8-sig")

@@ -20,9 +20,6 @@ import re
 import types
 import typing as t
 
-import pydantic
-import pydantic_core
-
 from ansible_collections.startline.lab.plugins.plugin_utils import _template
 from ansible_collections.startline.lab.plugins.plugin_utils._document import (
     Document,
@@ -38,6 +35,13 @@ from ansible_collections.startline.lab.plugins.plugin_utils._errors import (
     did_you_mean,
     listed,
 )
+from ansible_collections.startline.lab.plugins.plugin_utils._requirements import Absent, require
+
+try:
+    import pydantic
+    import pydantic_core
+except ImportError as exc:
+    pydantic = pydantic_core = Absent(exc)  # type: ignore[assignment]
 
 Scalar = str | int | float | bool
 _Item = t.TypeVar("_Item")
@@ -541,7 +545,9 @@ def load_experiment(
 
     Raises:
         ExperimentError: with every problem that there is.
+        RequirementError: there is no pydantic.
     """
+    require(pydantic, "an experiment")
     name = pathlib.PurePath(source).stem
     if len(text) > _MAX_TEXT:
         raise ExperimentError([Problem(source, None, "", "is too large for an experiment", "Is this the right file?")])

@@ -22,7 +22,7 @@ from ansible_collections.startline.lab.plugins.plugin_utils._errors import Exper
 from ansible_collections.startline.lab.plugins.plugin_utils._hosts_config import version_key
 
 if t.TYPE_CHECKING:
-    # For types only: whoever reads a plan, as every filter does, needs no pydantic.
+    # For types only: whoever reads a plan, as every filter does, need not load pydantic.
     from ansible_collections.startline.lab.plugins.plugin_utils._experiment import Experiment, Scalar
 
 FORMAT: t.Final = "startline-plan/1"

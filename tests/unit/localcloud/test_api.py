@@ -78,7 +78,9 @@ def test_a_body_without_a_promise_is_stored() -> None:
 
 
 def test_describe_waits_for_the_named_instances_and_changes_nothing() -> None:
-    _status, _answer, cloud, moto = form("Action=DescribeInstances&InstanceId.1=i-1&InstanceId.2=i-2&Version=2016-11-15")
+    _status, _answer, cloud, moto = form(
+        "Action=DescribeInstances&InstanceId.1=i-1&InstanceId.2=i-2&Version=2016-11-15"
+    )
     assert cloud.settled == [["i-1", "i-2"]]
     assert cloud.followed == 0
     assert moto.seen[0]["body"].startswith(b"Action=DescribeInstances")
