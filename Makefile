@@ -24,9 +24,10 @@ setup-dev:
 lint:  ## Style, types, documentation
 	$(activate) && ruff check . && ruff format --check .
 	$(activate) && mypy
+	$(activate) && vermin --quiet --no-tips --eval-annotations -t=3.7- plugins/module_utils
 	$(activate) && yamllint --strict .
 	$(activate) && ansible-lint
-	shellcheck setup.sh .ci/run
+	shellcheck setup.sh .ci/run tests/artifact.sh
 
 unit:  ## Unit tests
 	$(activate) && pytest

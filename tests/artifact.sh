@@ -7,45 +7,60 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 clone=$PWD
+kept=$clone/.ansible/home
 
-scratch=$(mktemp -d)
-trap 'rm -rf "$scratch"' EXIT
-: >"$scratch/ansible.cfg"
-export ANSIBLE_CONFIG=$scratch/ansible.cfg ANSIBLE_COLLECTIONS_PATH=$scratch/collections
-
-part=
-begin() {
-  [ -z "$part" ] || echo "artifact: $part: $((SECONDS - since)) s"
-  part=$1 since=$SECONDS
-  [ -z "$part" ] || echo "artifact: $part"
-}
 die() {
   echo "artifact: $*" >&2
   exit 1
 }
+# Without it ansible-test skips a test and says so in one line among many.
+command -v shellcheck >/dev/null || die "shellcheck is not installed: ./setup.sh --dev does it"
 
-begin "build"
-ansible-galaxy collection build --output-path "$scratch" . >/dev/null
-artifact=$(echo "$scratch"/startline-lab-*.tar.gz)
-ansible-galaxy collection install --no-deps -p "$scratch/collections" "$artifact" >/dev/null
+scratch=$(mktemp -d)
+aside=()
+clean_up() {
+  for job in "${aside[@]}"; do
+    kill -- "-$job" 2>/dev/null || true
+  done
+  rm -rf "$scratch"
+}
+trap clean_up EXIT
+touch "$scratch/ansible.cfg"
+export ANSIBLE_CONFIG=$scratch/ansible.cfg ANSIBLE_COLLECTIONS_PATH=$scratch/collections
 installed=$scratch/collections/ansible_collections/startline/lab
 
-begin "what Galaxy would refuse"
-(cd "$scratch" && python -m galaxy_importer.main "$artifact") >"$scratch/importer.log" 2>&1 || { cat "$scratch/importer.log"; exit 1; }
-if grep -E 'ERROR|WARNING' "$scratch/importer.log"; then
-  die "galaxy-importer warns"
-fi
+part() {
+  local began=$SECONDS
+  echo "artifact: $1"
+  "$2"
+  echo "artifact: $1: $((SECONDS - began)) s"
+}
 
-begin "documentation"
-antsibull-docs lint-collection-docs --plugin-docs --skip-rstcheck "$installed"
-antsibull-changelog lint
+build() {
+  ansible-galaxy collection build --output-path "$scratch" . >/dev/null
+  ansible-galaxy collection install --no-deps -p "$scratch/collections" "$scratch"/startline-lab-*.tar.gz >/dev/null
+}
 
-begin "ansible-test sanity"
-# Without it ansible-test skips the test and says so in one line among many.
-command -v shellcheck >/dev/null || die "shellcheck is not installed: ./setup.sh --dev does it"
-version=$(python -c 'import sys; print("%d.%d" % sys.version_info[:2])')
+galaxy() (
+  cd "$scratch"
+  if ! python -m galaxy_importer.main startline-lab-*.tar.gz >importer.log 2>&1; then
+    cat importer.log
+    exit 1
+  fi
+  if grep -E 'ERROR|WARNING' importer.log; then
+    die "galaxy-importer warns"
+  fi
+)
+
+documentation() {
+  antsibull-docs lint-collection-docs --plugin-docs --skip-rstcheck "$installed"
+  antsibull-changelog lint
+}
+
 # --local: no container. For its own virtual environments ansible-test wants to download get-pip; Python brings the same thing.
-python - "$clone/.ansible/home" "$version" <<'EOF'
+sanity() (
+  version=$(python -c 'import sys; print("%d.%d" % sys.version_info[:2])')
+  python - "$kept" "$version" <<'EOF'
 import configparser
 import pathlib
 import sys
@@ -53,9 +68,9 @@ import types
 
 from ansible_test._internal.python_requirements import get_venv_packages
 
-home = pathlib.Path(sys.argv[1])
+kept = pathlib.Path(sys.argv[1])
 pip = get_venv_packages(types.SimpleNamespace(version=sys.argv[2]))["pip"].replace(".", "_")
-bootstrap = home / ".ansible" / "test" / "cache" / f"get_pip_{pip}.py"
+bootstrap = kept / ".ansible" / "test" / "cache" / f"get_pip_{pip}.py"
 bootstrap.parent.mkdir(parents=True, exist_ok=True)
 bootstrap.write_text(
     "import subprocess\n"
@@ -63,43 +78,75 @@ bootstrap.write_text(
     "subprocess.run([sys.executable, '-m', 'ensurepip'], stdout=subprocess.DEVNULL, check=True)\n"
 )
 
-# The user's own pip, with its mirrors, but errors only.
+# The user's own pip with its mirrors, but of what it says the errors only.
 config = configparser.RawConfigParser()
 config.read([pathlib.Path.home() / ".pip" / "pip.conf", pathlib.Path.home() / ".config" / "pip" / "pip.conf"])
 config.read_dict({"global": {"quiet": "2"}})
-kept = home / ".config" / "pip" / "pip.conf"
-kept.parent.mkdir(parents=True, exist_ok=True)
-with kept.open("w") as stream:
+settings = kept / ".config" / "pip" / "pip.conf"
+settings.parent.mkdir(parents=True, exist_ok=True)
+with settings.open("w") as stream:
     config.write(stream)
 EOF
-(
   cd "$installed"
   git init -q . # ansible-test asks git which files there are
-  HOME=$clone/.ansible/home ansible-test sanity --local --python "$version" --color no
+  HOME=$kept ansible-test sanity --local --python "$version" --color no
 )
 
-begin "every plugin documents itself where it is installed"
-cd "$scratch"
-for kind in module filter inventory; do
-  ansible-doc -t "$kind" -l startline.lab --json 2>"$scratch/errors" >"$scratch/$kind.json"
-  [ ! -s "$scratch/errors" ] || { cat "$scratch/errors" >&2; die "ansible-doc warns"; }
-  python - "$scratch/$kind.json" "$kind" <<'EOF'
+# What ansible-doc cannot read or find it only warns of.
+ansible_doc() {
+  ansible-doc "$@" 2>warnings || true
+  if [ -s warnings ]; then
+    cat warnings >&2
+    die "ansible-doc warns"
+  fi
+}
+
+plugins() (
+  cd "$scratch"
+  for kind in module filter inventory role; do
+    ansible_doc -t "$kind" -l startline.lab --json >"$kind.json"
+    python - "$kind" <<'EOF'
 import json
+import pathlib
 import sys
 
-names = json.load(open(sys.argv[1]))
-print(f"  {sys.argv[2]}: {', '.join(sorted(name.rpartition('.')[2] for name in names))}")
+kind = sys.argv[1]
+names = json.loads(pathlib.Path(f"{kind}.json").read_text())
+print(f"  {kind}: {', '.join(sorted(name.rpartition('.')[2] for name in names))}")
 sys.exit(not names)
 EOF
-done
-ansible-doc startline.lab.start_barrier | grep -q "^> MODULE startline.lab.start_barrier" || die "start_barrier has no documentation"
+  done
+  ansible_doc startline.lab.start_barrier >/dev/null
+)
 
-begin "the installed collection in a project of its own"
-mkdir -p "$scratch/project/workloads"
-cp -R "$clone/experiments" "$scratch/project/experiments"
-cp -R "$clone/workloads/dkg" "$scratch/project/workloads/dkg"
-cp "$clone/tests/installed_mode.yml" "$scratch/project"
-cd "$scratch/project"
-ansible-playbook -i localhost, installed_mode.yml -e "project_dir=$scratch/project"
-begin ""
-echo "artifact: $(basename "$artifact") passes: $SECONDS s"
+project() (
+  mkdir -p "$scratch/project/workloads"
+  cd "$scratch/project"
+  cp -R "$clone/experiments" .
+  cp -R "$clone/workloads/dkg" workloads
+  cp "$clone/tests/installed_mode.yml" .
+  ansible-playbook --inventory localhost, installed_mode.yml --extra-vars "project_dir=$PWD"
+)
+
+part "build" build
+
+# Side by side, each in a process group of its own, so that nothing goes on when this ends.
+set -m
+{
+  part "what Galaxy would refuse" galaxy
+  part "documentation" documentation
+} >"$scratch/aside.log" 2>&1 &
+aside+=($!)
+part "ansible-test sanity" sanity &
+aside+=($!)
+set +m
+failed=
+wait "${aside[1]}" || failed=1
+wait "${aside[0]}" || failed=1
+cat "$scratch/aside.log"
+aside=()
+[ -z "$failed" ] || die "refused"
+
+part "every plugin documents itself where it is installed" plugins
+part "the installed collection in a project of its own" project
+echo "artifact: passed in $SECONDS s"

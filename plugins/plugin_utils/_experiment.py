@@ -674,7 +674,7 @@ def _type_at(path: Path) -> t.Any:
 
 def _bare(annotation: t.Any) -> t.Any:
     while t.get_origin(annotation) in (t.Annotated, t.Union, types.UnionType):
-        annotation = next(arg for arg in t.get_args(annotation) if arg is not type(None))
+        annotation = next(arg for arg in t.get_args(annotation) if arg is not types.NoneType)
     return annotation
 
 

@@ -18,6 +18,8 @@ from ansible.template import Templar
 
 from ansible_collections.startline.lab.plugins.action import plan as plan_action
 from ansible_collections.startline.lab.plugins.action import run as run_action
+from ansible_collections.startline.lab.plugins.plugin_utils import _experiment
+from ansible_collections.startline.lab.plugins.plugin_utils._requirements import Absent
 
 TEXT = "groups: {party: {count: 2}}\ncommand: run {{ rank }}\nartifacts: [{src: ../work}]\nrepeats: 2\n"
 
@@ -168,6 +170,17 @@ def test_a_file_that_is_not_utf_8(project: pathlib.Path) -> None:
     (project / "experiments/demo.yml").write_bytes(b"description: \xff\n")
     with pytest.raises(AnsibleActionFail, match=r"experiments/demo\.yml: is not UTF-8 \(byte 13\)"):
         plan(project, exp="demo")
+
+
+def test_without_pydantic_runs_are_resumed_but_no_experiment_is_read(
+    project: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run_id = plan(project, exp="demo")["run_id"]
+    missing = ModuleNotFoundError("No module named 'pydantic'", name="pydantic")
+    monkeypatch.setattr(_experiment, "pydantic", Absent(missing))
+    with pytest.raises(AnsibleActionFail, match=r"an experiment needs pydantic: pip install -r requirements\.txt"):
+        plan(project, exp="demo")
+    assert plan(project, run=run_id)["resumed"]
 
 
 def test_an_awx_job_has_its_own_run(project: pathlib.Path) -> None:
