@@ -8,7 +8,7 @@ import pytest
 from localcloud import image
 
 DEBIAN = {"ID": "debian", "VERSION_CODENAME": "bookworm"}
-FILES = {"etc/apt/sources.list": b"deb http://deb.debian.org/debian bookworm main\n", "etc/hosts": b""}
+FILES = {"etc/apt/sources.list": b"deb http://mirror.example/debian bookworm main\n", "etc/hosts": b""}
 
 
 def test_the_same_recipe_has_the_same_name() -> None:
