@@ -7,6 +7,7 @@ This util is PRIVATE to the collection.
 from __future__ import annotations
 
 import os
+import tempfile
 
 
 def read(path: str) -> str:
@@ -20,13 +21,13 @@ def read(path: str) -> str:
 
 def write(path: str, text: str, mode: int) -> None:
     """Replace the file in one step: a reader sees the old text or the new one, never a part."""
-    scratch = f"{path}.{os.getpid()}.new"
+    # mkstemp's file is its owner's alone until it has its mode: the text may be a key.
+    descriptor, scratch = tempfile.mkstemp(dir=os.path.dirname(path))
     try:
-        with open(scratch, "w", encoding="utf-8", newline="") as stream:
+        with os.fdopen(descriptor, "w", encoding="utf-8", newline="") as stream:
             stream.write(text)
             os.fchmod(stream.fileno(), mode)
         os.replace(scratch, path)
-    except OSError:
-        if os.path.exists(scratch):
-            os.unlink(scratch)
+    except BaseException:
+        os.unlink(scratch)
         raise

@@ -120,10 +120,11 @@ import pkgutil
 import py_compile
 import shutil
 import sys
-import tempfile
 import typing as t
 
 from ansible.module_utils.basic import AnsibleModule
+
+from ansible_collections.startline.lab.plugins.module_utils._files import write
 
 if t.TYPE_CHECKING:
     # AnsiballZ ships what it sees imported. None of this has to be loaded here: only its source is wanted.
@@ -306,15 +307,7 @@ def _write(file: File) -> None:
     """Put a file in its place as a whole."""
     directory = os.path.dirname(file.path)
     os.makedirs(directory, 0o700 if directory.startswith(ETC) else 0o755, exist_ok=True)
-    descriptor, new = tempfile.mkstemp(dir=directory)
-    try:
-        with os.fdopen(descriptor, "w", encoding="utf-8") as stream:
-            stream.write(file.text)
-        os.chmod(new, file.mode)
-        os.rename(new, file.path)
-    except BaseException:
-        os.unlink(new)
-        raise
+    write(file.path, file.text, file.mode)
 
 
 class Host:

@@ -8,6 +8,7 @@ import pathlib
 import re
 import typing as t
 
+import jsonschema
 import pytest
 import yaml
 from hypothesis import given, settings
@@ -490,7 +491,6 @@ def test_every_key_of_the_schema_is_described() -> None:
 
 
 def test_the_schema_knows_what_the_model_knows() -> None:
-    jsonschema = pytest.importorskip("jsonschema")
     validator = jsonschema.Draft202012Validator(json.loads(_experiment.json_schema()))
     validator.check_schema(validator.schema)
     for path in (ROOT / "experiments").glob("*.yml"):

@@ -392,7 +392,6 @@ class FakeHandler(http.server.BaseHTTPRequestHandler):
 
 @pytest.fixture
 def store() -> t.Iterator[FakeStore]:
-    pytest.importorskip("boto3")
     fake = FakeStore()
     yield fake
     fake.shutdown()
