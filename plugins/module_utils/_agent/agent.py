@@ -26,8 +26,10 @@ from .reactor import Reactor, Timer
 
 #: Seconds a measurement of the clock may take before it goes on with what it has.
 MEASURE_LIMIT = 3.0
-#: How far clocks may drift apart (s/s) between the measurement and T; the bound grows by it.
-DRIFT = 100e-6
+#: Seconds between two measurements while a trial waits for others: by then the first has grown old.
+MEASURE_AGAIN = 5.0
+#: Seconds that a time daemon which has just been started is given to know the time as well as the trial asks for.
+SETTLE_LIMIT, SETTLE_PAUSE = 10.0, 0.5
 #: Seconds between tries of a delivery that does not succeed: first, and at most.
 RETRY_FIRST, RETRY_MOST = 2.0, 60.0
 
@@ -46,17 +48,19 @@ class _Running:
         self.asked = False
         self.pause = RETRY_FIRST
         self.retry: t.Optional[Timer] = None
-        self.measured_at = 0.0
 
 
 class _Measurement:
     """A measurement of the clock under way, shared by whoever needs one."""
 
-    def __init__(self, reference_ns: t.Optional[int]) -> None:
+    def __init__(self, reference_ns: t.Optional[int], wanted_ns: float, settled_by: float) -> None:
         self.reference_ns = reference_ns
+        self.wanted_ns = wanted_ns
+        self.settled_by = settled_by
         self.estimate = clock.Estimate()
         self.own: t.Optional[clock.Clock] = None
         self.own_known = False
+        self.daemon = False
         self.limit: t.Optional[Timer] = None
 
 
@@ -70,6 +74,7 @@ class Agent:
         self._trials: t.Dict[wire.Epoch, _Running] = {}
         self._waiting: t.Optional[wire.Message] = None  # a prepare that comes once the trial before it is over
         self._measurement: t.Optional[_Measurement] = None
+        self._again: t.Optional[Timer] = None  # the next measurement of those who wait for others
 
     def run(self) -> None:
         """Until SIGTERM. Launchers that know T go on without us."""
@@ -231,7 +236,7 @@ class Agent:
         except BlockingIOError:
             return
         if b"r" in data:
-            self._step(running, member.Ready(time.time_ns()))
+            self._step(running, member.Ready(time.monotonic_ns()))
         self._look(running, gone=not data)
 
     def _look(self, running: _Running, gone: bool) -> None:
@@ -243,42 +248,50 @@ class Agent:
             running.events = None
         fired = launcher.read_record(running.spool, "fired.json")
         if fired is not None and not trial.reached("fired"):
-            self._step(running, member.Fired(**fired))
+            reading = clock.Reading(*fired["reading"])
+            self._step(running, member.Fired(fired["noticed_ns"], fired["fired_ns"], reading))
         if not gone or trial.over:
             return
         end = launcher.read_record(running.spool, "exit.json") or {"unfit": None}
         if "unfit" in end:
             if running.handle is not None or trial.committed:
-                self._step(running, member.LauncherGone(time.time_ns(), end["unfit"]))
+                self._step(running, member.LauncherGone(time.monotonic_ns(), end["unfit"]))
         else:
             self._step(running, member.Exited(end))
 
     # -- the clock --
 
     def _measure(self, running: _Running) -> None:
-        if self._measurement is not None:
-            return
-        reference = running.trial.duty["reference"]
-        measurement = self._measurement = _Measurement(reference and reference["bound_ns"])
+        if self._measurement is None:
+            duty = running.trial.duty
+            reference = duty["reference"]
+            settled_by = time.monotonic() + SETTLE_LIMIT
+            self._begin(_Measurement(reference and reference["bound_ns"], duty["max_clock_error"] * 1e9, settled_by))
+
+    def _begin(self, measurement: _Measurement) -> None:
+        self._measurement = measurement
         measurement.limit = self._reactor.after(MEASURE_LIMIT, lambda: self._measured(measurement))
 
         def tracked(output: bytes) -> None:
-            measurement.own = clock.parse_tracking(output.decode("ascii", "replace"))
-            measurement.own_known = True
+            text = output.decode("ascii", "replace")
+            own = clock.parse_tracking(text)
+            measurement.own = own and own._replace(**clock.read()._asdict())
+            measurement.own_known, measurement.daemon = True, text.count(",") > 10
             self._maybe_measured(measurement)
 
         self._reactor.command(clock.CHRONY_COMMAND, tracked)
         self._ping()
 
     def _ping(self) -> None:
-        self._link.send("ping", sent_ns=time.time_ns())
+        self._link.send("ping", sent_ns=time.monotonic_ns())
 
     def _on_pong(self, message: wire.Message) -> None:
-        back_ns = time.time_ns()
+        back_ns = time.monotonic_ns()
         measurement = self._measurement
         if measurement is None:
             return
         measurement.estimate.add(message["sent_ns"], message["came_ns"], message["went_ns"], back_ns)
+        measurement.reference_ns = message["bound_ns"]
         if measurement.estimate.samples < clock.SAMPLES:
             self._ping()
         self._maybe_measured(measurement)
@@ -290,30 +303,45 @@ class Agent:
     def _measured(self, measurement: _Measurement) -> None:
         if self._measurement is not measurement:
             return
-        found = clock.choose(measurement.own, measurement.reference_ns, measurement.estimate.clock)
         if measurement.limit is not None:
             measurement.limit.cancel()
-        if found is None:
+        found = clock.choose(measurement.own, measurement.reference_ns, measurement.estimate.clock(clock.read()))
+        waiting = [running for running in list(self._trials.values()) if running.trial.waits_for_clock]
+        before = [running for running in waiting if not running.trial.over]
+        if found is None and (before or not self._link.up):
             # No answer from the rendezvous yet, and no clock of our own to trust: go on trying.
             measurement.limit = self._reactor.after(MEASURE_LIMIT, lambda: self._measured(measurement))
             self._ping()
             return
+        young = measurement.daemon and time.monotonic() < measurement.settled_by
+        if found is not None and found.bound_ns > measurement.wanted_ns and young and before:
+            again = _Measurement(measurement.reference_ns, measurement.wanted_ns, measurement.settled_by)
+            self._measurement = again
+            again.limit = self._reactor.after(SETTLE_PAUSE, lambda: self._begin(again))
+            return
         self._measurement = None
-        for running in list(self._trials.values()):
-            if running.trial.clock is None and not running.trial.over:
-                running.measured_at = time.monotonic()
-                self._step(running, member.Measured(found.to_json(), time.time_ns()))
+        now_ns = time.monotonic_ns()
+        for running in waiting:
+            self._step(running, member.Measured(found, now_ns))
+        for running in self._waiting_for_others():
+            if running not in waiting and found is not None:
+                self._step(running, member.Measured(found, now_ns))
+        if self._waiting_for_others() and self._measurement is None:
+            if self._again is not None:
+                self._again.cancel()
+            self._again = self._reactor.after(MEASURE_AGAIN, self._measure_again)
+
+    def _waiting_for_others(self) -> t.List[_Running]:
+        return [
+            r for r in self._trials.values() if r.trial.state == "armed" and not (r.trial.committed or r.trial.over)
+        ]
+
+    def _measure_again(self) -> None:
+        for running in self._waiting_for_others():
+            self._measure(running)
 
     def _start(self, running: _Running, message: wire.Message) -> None:
-        trial = running.trial
-        here = latest = 0
-        if trial.clock is not None:
-            known = clock.Clock(**trial.clock)
-            here, latest = known.to_local(message["start_ns"]), known.to_local(message["latest_ns"])
-            if not trial.committed:
-                age = time.monotonic() - running.measured_at
-                trial.clock = known._replace(bound_ns=known.bound_ns + int(age * DRIFT * 1e9)).to_json()
-        self._step(running, member.StartSaid(here, latest, time.time_ns()))
+        self._step(running, member.StartSaid(message["start_ns"], message["latest_ns"], time.monotonic_ns()))
 
     # -- delivery --
 
@@ -326,8 +354,9 @@ class Agent:
             "rank": trial.duty["rank"],
             "command": trial.duty["command"],
             "clock": trial.clock,
+            "clock_after": trial.clock_after,
             "armed_ns": trial.armed_ns,
-            "start_ns": trial.fired.get("start_ns"),
+            "start_ns": trial.start_ns,
             "noticed_ns": trial.fired.get("noticed_ns"),
             "fired_ns": trial.fired.get("fired_ns"),
             "exit": trial.exit,

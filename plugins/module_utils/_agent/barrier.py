@@ -346,17 +346,7 @@ class Barrier:
         """Why a member that says it is armed may not take part: its clock is not known well enough."""
         if self.submission["on_clock_error"] != "refuse" or self.phase != "gathering":
             return None
-        return self._clock_problem(report)
-
-    def _clock_problem(self, report: t.Mapping[str, t.Any]) -> t.Optional[str]:
-        clock = report.get("clock")
-        if clock is None or clock["bound_ns"] <= self.submission["max_clock_error"] * 1e9:
-            return None
-        return "clock known to {:.3f} s only ({}), more than {:.3f} s".format(
-            clock["bound_ns"] / 1e9,
-            clock["source"],
-            self.submission["max_clock_error"],
-        )
+        return "; ".join(_clock_problems(report, self.submission["max_clock_error"])) or None
 
     def _advance(self, now: Now) -> t.List[Action]:
         """What follows from the present state and time."""
@@ -450,9 +440,9 @@ class Barrier:
             problem = self._member_problem(member)
             if problem is not None:
                 invalid.append(f"{member.name} {problem}")
-            clock = self._clock_problem(member.report)
-            if clock is not None:
-                degraded.append(f"{member.name}: {clock}")
+            problems = _clock_problems(member.report, self.submission["max_clock_error"])
+            refused = self.submission["on_clock_error"] == "refuse"
+            (invalid if refused else degraded).extend(f"{member.name}: {problem}" for problem in problems)
         return ("invalid" if invalid else "degraded" if degraded else "valid"), invalid + degraded
 
     def _member_problem(self, member: _Member) -> t.Optional[str]:
@@ -491,14 +481,8 @@ class Barrier:
             "fired_at": None if late is None or self.start_ns is None else (self.start_ns + late) / 1e9,
             "late_us": None if late is None else late / 1e3,
             "bound_us": clock and clock["bound_ns"] / 1e3,
-            "clock": clock
-            and {
-                "source": clock["source"],
-                "offset_s": clock["offset_ns"] / 1e9,
-                "bound_s": clock["bound_ns"] / 1e9,
-                "rtt_s": None if clock["rtt_ns"] is None else clock["rtt_ns"] / 1e9,
-                "note": clock["note"],
-            },
+            "clock": _clock_row(clock),
+            "clock_after": _clock_row(report.get("clock_after")),
             "exit_code": end and end["code"],
             "signal": end and end["signal"],
             "timed_out": bool(end and end["timed_out"]),
@@ -536,8 +520,54 @@ class Barrier:
         }
 
 
+def _clock_problems(report: t.Mapping[str, t.Any], limit: float) -> t.List[str]:
+    """What is known of a member's clock that `limit` (s) does not allow, before T and after."""
+    before, after, end = report.get("clock"), report.get("clock_after"), report.get("exit")
+    limit_ns = limit * 1e9
+    found: t.List[str] = []
+    for clock, when in ((before, ""), (after, " after the trial")):
+        if clock is None:
+            continue
+        if clock["bound_ns"] > limit_ns:
+            found.append(
+                "clock known to {:.3f} s only ({}){}, more than {:.3f} s".format(
+                    clock["bound_ns"] / 1e9, clock["source"], when, limit
+                )
+            )
+        if clock["note"] is not None and abs(clock["offset_ns"]) > limit_ns:
+            found.append(clock["note"])
+    if before is not None and abs(before["stepped_ns"]) > limit_ns:
+        found.append("clock was stepped by {:+.3f} s before T".format(before["stepped_ns"] / 1e9))
+    if end is not None and abs(end["stepped_ns"]) > limit_ns:
+        found.append("clock was stepped by {:+.3f} s during the trial".format(end["stepped_ns"] / 1e9))
+    if after is not None and abs(after["drifted_ns"]) > limit_ns:
+        found.append(
+            "clock drifted by {:+.3f} s during the trial, more than both measurements explain".format(
+                after["drifted_ns"] / 1e9
+            )
+        )
+    if after is None and report.get("state") == "delivered":
+        found.append("clock could not be measured again after the trial")
+    return found
+
+
+def _clock_row(clock: t.Optional[t.Mapping[str, t.Any]]) -> t.Optional[t.Dict[str, t.Any]]:
+    """A measurement of a member's clock as the result shows it."""
+    if clock is None:
+        return None
+    return {
+        "source": clock["source"],
+        "offset_s": clock["offset_ns"] / 1e9,
+        "bound_s": clock["bound_ns"] / 1e9,
+        "rtt_s": None if clock["rtt_ns"] is None else clock["rtt_ns"] / 1e9,
+        "stepped_s": clock["stepped_ns"] / 1e9,
+        "drifted_s": clock["drifted_ns"] / 1e9,
+        "note": clock["note"],
+    }
+
+
 def _late_ns(report: t.Mapping[str, t.Any]) -> t.Optional[int]:
-    """How long after T the command was started (ns), both read on the member's clock."""
+    """How long after T the command was started (ns), as the member's monotonic clock has it."""
     fired, start = report.get("fired_ns"), report.get("start_ns")
     return None if fired is None or start is None else int(fired - start)
 

@@ -3,8 +3,8 @@
 
 PRIVATE to the collection. Two processes, both forked long before T:
 
-* the *child* has everything ready, reads T from a pipe, sleeps to it on CLOCK_REALTIME, notes the time, and execs the
-  shell;
+* the *child* has everything ready, reads T from a pipe, sleeps to it on CLOCK_MONOTONIC, which a step of the wall clock
+  does not move, notes the time, and execs the shell;
 * the *supervisor* above it lives in a session of its own and outlives the agent. It collects orphans
   (PR_SET_CHILD_SUBREAPER), ends the whole tree when time is over, when the command has ended but left something
   running, or on SIGTERM, and writes what happened into the spool, each file whole or not at all.
@@ -32,6 +32,7 @@ import struct
 import time
 import typing as t
 
+from . import clock
 from .log import log
 from .wire import STOP_GRACE
 
@@ -45,7 +46,7 @@ DETAIL = 300
 _PR_SET_PDEATHSIG, _PR_SET_TIMERSLACK, _PR_SET_CHILD_SUBREAPER = 1, 29, 36
 _TIMER_ABSTIME = 1
 
-# What the child tells the supervisor, ns of CLOCK_REALTIME: T is known; the command is started; or _WRONG and a text.
+# What the child tells the supervisor, ns of CLOCK_MONOTONIC: T is known; the command is started; or _WRONG and a text.
 _KNOWN = struct.Struct("!cqq")  # b"T", T, when it was read
 _FIRED = struct.Struct("!cq")  # b"F", when the command was started
 _WRONG = b"!"
@@ -97,7 +98,7 @@ def arm(spool: str, program: Program) -> Handle:
 
 
 def fire(handle: Handle, start_ns: int) -> None:
-    """Give T (ns, this host's CLOCK_REALTIME) to a launcher. From here on it needs nobody."""
+    """Give T (ns, this host's CLOCK_MONOTONIC) to a launcher. From here on it needs nobody."""
     os.write(handle.go, struct.pack("!q", start_ns))
     os.close(handle.go)
 
@@ -171,17 +172,14 @@ def close_all_but(keep: t.Iterable[int]) -> None:
 
 
 def sleep_until(start_ns: int) -> None:
-    """Sleep until CLOCK_REALTIME reads `start_ns`, also when the clock is stepped meanwhile."""
+    """Sleep until CLOCK_MONOTONIC reads `start_ns`."""
     spec = _Timespec(start_ns // 10**9, start_ns % 10**9)
     while True:
         try:
-            failed = _LIBC.clock_nanosleep(time.CLOCK_REALTIME, _TIMER_ABSTIME, ctypes.byref(spec), None)
+            failed = _LIBC.clock_nanosleep(time.CLOCK_MONOTONIC, _TIMER_ABSTIME, ctypes.byref(spec), None)
         except AttributeError:  # a C library without it
-            left = start_ns - time.clock_gettime_ns(time.CLOCK_REALTIME)
-            if left <= 0:
-                return
-            time.sleep(min(left / 1e9, 1.0))  # short, so that a step of the clock is noticed
-            continue
+            time.sleep(max(0, start_ns - time.monotonic_ns()) / 1e9)
+            return
         if failed != errno.EINTR:
             return
 
@@ -254,14 +252,14 @@ def _be_child(spool: str, program: Program, go: int, tell: int, events: int) -> 
         packed = os.read(go, 8)
         if len(packed) < 8:
             os._exit(0)
-        noticed_ns = time.clock_gettime_ns(time.CLOCK_REALTIME)
+        noticed_ns = time.monotonic_ns()
         start_ns = struct.unpack("!q", packed)[0]
         os.write(tell, _KNOWN.pack(b"T", start_ns, noticed_ns))
         for number in (signal.SIGCHLD, signal.SIGTERM, signal.SIGPIPE, signal.SIGXFSZ):
             signal.signal(number, signal.SIG_DFL)
         signal.pthread_sigmask(signal.SIG_SETMASK, ())
         sleep_until(start_ns)
-        fired_ns = time.clock_gettime_ns(time.CLOCK_REALTIME)
+        fired_ns = time.monotonic_ns()
         os.write(tell, _FIRED.pack(b"F", fired_ns))
         _prctl(_PR_SET_TIMERSLACK, 0)
         os.execve(arguments[0], arguments, program.environment)  # noqa: S606  the shell is what we start
@@ -296,16 +294,16 @@ def _watch(spool: str, program: Program, child: int, told: int, events: int, gro
         _end_tree(group, 0.0)
         return
     fired_ns = _FIRED.unpack(told_all)[1]
-    # Both clocks, read together: their distance tells later whether the clock was stepped under the command.
-    base_ns = _wall_over_monotonic()
+    # How the clocks stand tells later whether one was stepped before T, or under the command.
+    begin = clock.read()
     # SIGCHLD may be taken already: look before anything slow, for the end's time is when it is seen.
     seen = _ended(child)
-    write_record(spool, "fired.json", {"start_ns": start_ns, "noticed_ns": noticed_ns, "fired_ns": fired_ns})
+    write_record(spool, "fired.json", {"noticed_ns": noticed_ns, "fired_ns": fired_ns, "reading": begin})
     os.write(events, b"f")
-    started = (fired_ns - base_ns) / 1e9
+    started = fired_ns / 1e9
     status, ended, timed_out, stopped = _wait_for(child, started + program.timeout, stopped, group)
     ended = seen or ended
-    stepped_ns = _wall_over_monotonic() - base_ns
+    stepped_ns = clock.stepped_ns(begin, clock.read())
     leftovers = _end_tree(group, STOP_GRACE)
     code = os.WEXITSTATUS(status) if os.WIFEXITED(status) else None
     number = os.WTERMSIG(status) if os.WIFSIGNALED(status) else None
@@ -317,7 +315,7 @@ def _watch(spool: str, program: Program, child: int, told: int, events: int, gro
             "signal": number,
             "timed_out": timed_out,
             "stopped": stopped,
-            "at_ns": int(ended * 1e9) + base_ns,
+            "at_ns": int(ended * 1e9),
             "duration_ns": max(0, int((ended - started) * 1e9)),
             "leftovers": 0 if timed_out or stopped else leftovers,
             "stepped_ns": stepped_ns,
@@ -326,28 +324,23 @@ def _watch(spool: str, program: Program, child: int, told: int, events: int, gro
     )
 
 
-def _wall_over_monotonic() -> int:
-    """CLOCK_REALTIME less CLOCK_MONOTONIC (ns): changes when the clock is stepped, or slewed."""
-    return time.clock_gettime_ns(time.CLOCK_REALTIME) - time.monotonic_ns()
-
-
 def _ended(child: int) -> t.Optional[float]:
     """Now (monotonic) if `child` has ended, which it is left to be collected for."""
     return time.monotonic() if os.waitid(os.P_PID, child, os.WEXITED | os.WNOWAIT | os.WNOHANG) else None
 
 
-def _wait_until(wall_ns: int, child: int) -> bool:
-    """Wait until `wall_ns` on CLOCK_REALTIME, or the child's end. True if SIGTERM came; then a child that was not yet the
+def _wait_until(steady_ns: int, child: int) -> bool:
+    """Wait until `steady_ns` on CLOCK_MONOTONIC, or the child's end. True if SIGTERM came; then a child that was not yet the
     command has been killed."""
     while True:
-        left = (wall_ns - time.clock_gettime_ns(time.CLOCK_REALTIME)) / 1e9
+        left = (steady_ns - time.monotonic_ns()) / 1e9
         if left <= 0:
             return False
-        caught = signal.sigtimedwait({signal.SIGTERM, signal.SIGCHLD}, min(left, 1.0))
+        caught = signal.sigtimedwait({signal.SIGTERM, signal.SIGCHLD}, left)
         if caught is not None and caught.si_signo == signal.SIGCHLD:
             return False
         if caught is not None:
-            if wall_ns - time.clock_gettime_ns(time.CLOCK_REALTIME) > QUIET * 1e9:
+            if steady_ns - time.monotonic_ns() > QUIET * 1e9:
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(child, signal.SIGKILL)
             return True

@@ -35,8 +35,8 @@ HELLO_LIMIT = 10.0
 REQUEST_LIMIT = 256 * 1024 * 1024
 #: Seconds between tries to store a result.
 STORE_AGAIN = 15.0
-#: How far the own clock may drift (s/s) since it was compared with its reference.
-DRIFT = 50e-6
+#: Seconds after which the time daemon is asked anew when a member measures its clock.
+COMPARE_AGAIN = 1.0
 
 _EVENTS = {
     kind.__name__: kind for kind in (barrier.Connected, barrier.Lost, barrier.Reported, barrier.Abort, barrier.Tick)
@@ -91,7 +91,7 @@ class _Peer(asyncio.Protocol):
         self._limit = asyncio.get_event_loop().call_later(HELLO_LIMIT, self.drop, "no hello")
 
     def data_received(self, data: bytes) -> None:
-        came_ns = time.time_ns()
+        came_ns = self._rendezvous.time_ns()
         try:
             for line in self._lines.feed(data):
                 self._take(wire.check(wire.decode(line), wire.FROM_MEMBER), came_ns)
@@ -111,7 +111,9 @@ class _Peer(asyncio.Protocol):
         elif self.member is None:
             raise wire.WireError(f"{kind} before hello")
         elif kind == "ping":
-            self.send(wire.encode("pong", sent_ns=message["sent_ns"], came_ns=came_ns, went_ns=time.time_ns()))
+            bound = self._rendezvous.clock_bound()
+            sent_ns, went_ns = message["sent_ns"], self._rendezvous.time_ns()
+            self.send(wire.encode("pong", sent_ns=sent_ns, came_ns=came_ns, went_ns=went_ns, bound_ns=bound))
         elif kind == "report":
             self._rendezvous.reported(self, message)
         elif kind == "ask":
@@ -184,7 +186,9 @@ class Rendezvous:
         self._peers: t.Dict[str, _Peer] = {}
         self._trials: t.Dict[wire.Epoch, _Trial] = {}
         self._steady_base = 0.0
-        self._reference: t.Optional[t.Tuple[float, clock.Clock]] = None
+        self._anchor = clock.read()
+        self._reference: t.Optional[clock.Clock] = None
+        self._compared = 0.0
         self._stores: t.Dict[t.Tuple[t.Any, ...], Store] = {}
         # One thread: signing is quick, and boto3 need not be thread-safe then.
         self._store_thread = concurrent.futures.ThreadPoolExecutor(1)
@@ -228,7 +232,11 @@ class Rendezvous:
         log("rendezvous stopped")
 
     def _now(self) -> barrier.Now:
-        return barrier.Now(self._steady_base + time.monotonic(), time.time_ns())
+        return barrier.Now(self._steady_base + time.monotonic(), self.time_ns())
+
+    def time_ns(self) -> int:
+        """The rendezvous' clock, which all times of its trials are said in: a step of the wall clock does not move it."""
+        return self._anchor.wall_ns - self._anchor.steady_ns + time.monotonic_ns()
 
     def _restore(self) -> None:
         """Read the journals of a rendezvous before us."""
@@ -294,6 +302,7 @@ class Rendezvous:
 
     async def _compare_clock(self) -> None:
         """Ask chrony how well this host knows the time."""
+        self._compared = time.monotonic()
         try:
             process = await asyncio.create_subprocess_exec(
                 *clock.CHRONY_COMMAND, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.DEVNULL
@@ -302,14 +311,22 @@ class Rendezvous:
         except (OSError, asyncio.TimeoutError):
             output = b""
         found = clock.parse_tracking(output.decode("ascii", "replace"))
-        self._reference = None if found is None else (time.monotonic(), found)
+        self._reference = found and found._replace(**clock.read()._asdict())
 
-    def _clock(self) -> t.Optional[t.Dict[str, t.Any]]:
+    def _clock(self) -> t.Optional[clock.Clock]:
+        """How well the rendezvous' clock agrees with UTC, as far as is known without asking."""
         if self._reference is None:
             return None
-        at, found = self._reference
-        age = time.monotonic() - at
-        return found._replace(bound_ns=found.bound_ns + int(age * DRIFT * 1e9)).to_json() if age < 3600 else None
+        now = clock.read()
+        away = abs(clock.stepped_ns(self._anchor, now))
+        return self._reference._replace(bound_ns=self._reference.bound_at(now) + away)
+
+    def clock_bound(self) -> t.Optional[int]:
+        """The bound of `_clock`, and it is asked anew for the next time."""
+        if time.monotonic() - self._compared > COMPARE_AGAIN:
+            self._spawn(self._compare_clock())
+        found = self._clock()
+        return found and found.bound_ns
 
     # -- agents --
 
@@ -430,7 +447,7 @@ class Rendezvous:
                     peer.send(line)
 
     def _duty(self, trial: _Trial, action: barrier.Prepare) -> t.Dict[str, t.Any]:
-        entry, submission = trial.names[action.member], trial.submission
+        entry, submission, reference = trial.names[action.member], trial.submission, self._clock()
         return {
             "rank": entry["rank"],
             "command": entry["command"],
@@ -442,7 +459,8 @@ class Rendezvous:
             "timeout": submission["timeout"],
             "patience": action.patience,
             "upload": submission["evidence"] is not None,
-            "reference": self._clock(),
+            "reference": reference and reference.to_json(),
+            "max_clock_error": submission["max_clock_error"],
         }
 
     def _next_turn(self) -> None:
@@ -451,6 +469,7 @@ class Rendezvous:
             if trial.barrier is not None and not trial.ended.is_set():
                 return
             if trial.barrier is None:
+                self._anchor = clock.read()
                 now = self._now()
                 self._write(trial, {"now": now, "event": "Turn"})
                 trial.barrier = barrier.Barrier(trial.submission, now)

@@ -200,6 +200,8 @@ CLOCK = record(
     bound_ns=integer(0, 2**62),
     rtt_ns=maybe(integer(0, 2**62)),
     note=maybe(REASON),
+    stepped_ns=NANOSECONDS,
+    drifted_ns=NANOSECONDS,
 )
 EXIT = record(
     code=maybe(integer(0, 255)),
@@ -231,8 +233,10 @@ DUTY = record(
     patience=number(0, 10**8),
     #: Whether there is somewhere to upload to; without it the files stay on the host.
     upload=flag,
-    #: How well the rendezvous knows the time: null when its clock is not disciplined.
+    #: How well the rendezvous knew the time when it said this: null when its clock is not disciplined.
     reference=maybe(CLOCK),
+    #: How well the clock has to be known: worth waiting for a time daemon that has just been started.
+    max_clock_error=number(0, 10**6),
 )
 
 FROM_MEMBER: t.Dict[str, Check] = {
@@ -243,6 +247,7 @@ FROM_MEMBER: t.Dict[str, Check] = {
         state=choice(*STATES[1:]),
         failed=maybe(REASON),
         clock=maybe(CLOCK),
+        clock_after=maybe(CLOCK),
         armed_ns=maybe(NANOSECONDS),
         start_ns=maybe(NANOSECONDS),
         noticed_ns=maybe(NANOSECONDS),
@@ -255,7 +260,13 @@ FROM_MEMBER: t.Dict[str, Check] = {
 
 FROM_RENDEZVOUS: t.Dict[str, Check] = {
     "welcome": record(version=integer(0, 2**31)),
-    "pong": record(sent_ns=NANOSECONDS, came_ns=NANOSECONDS, went_ns=NANOSECONDS),
+    "pong": record(
+        sent_ns=NANOSECONDS,
+        came_ns=NANOSECONDS,
+        went_ns=NANOSECONDS,
+        #: How well the rendezvous knows the time: null when its clock is not disciplined.
+        bound_ns=maybe(integer(0, 2**62)),
+    ),
     "prepare": record(epoch=_epoch, duty=DUTY),
     "start": record(epoch=_epoch, start_ns=NANOSECONDS, latest_ns=NANOSECONDS),
     "abort": record(epoch=_epoch, reason=REASON),

@@ -14,10 +14,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ansible_collections.startline.lab.plugins.module_utils._agent import barrier, member, wire
+from ansible_collections.startline.lab.plugins.module_utils._agent import barrier, clock, member, wire
 
 EPOCH = wire.Epoch("run", "r1", 1)
-CLOCK = {"source": "chrony", "offset_ns": 0, "bound_ns": 1000, "rtt_ns": 200_000, "note": None}
+CLOCK = clock.Clock("ntp", 0, 1000, 200_000).to_json()
 EXIT = {
     "code": 0,
     "signal": None,
@@ -57,6 +57,7 @@ def report(state: str, **changes: t.Any) -> dict[str, t.Any]:
         "state": state,
         "failed": None,
         "clock": CLOCK if reached >= 3 else None,
+        "clock_after": CLOCK if reached >= 6 else None,
         "armed_ns": None,
         "start_ns": 10 if reached >= 4 else None,
         "noticed_ns": 5 if reached >= 4 else None,
@@ -165,7 +166,7 @@ def test_a_clock_that_is_not_known_well(on_error: str, outcome: str | None, verd
     assert scene.barrier.outcome == outcome
     result = scene.barrier.result()
     assert result["verdict"] == verdict
-    assert "b: clock known to 0.060 s only (chrony), more than 0.050 s" in result["reasons"]
+    assert "b: clock known to 0.060 s only (ntp), more than 0.050 s" in result["reasons"]
 
 
 def test_another_epoch_is_refused() -> None:
@@ -264,6 +265,46 @@ def test_a_command_that_fails_makes_the_trial_invalid(end: dict[str, t.Any], wor
     assert (result["verdict"], result["reasons"]) == ("invalid", [words])
 
 
+CLOCK_FAULTS = [
+    ({"clock": {**CLOCK, "stepped_ns": 2 * 10**9}}, "clock was stepped by +2.000 s before T"),
+    ({"exit": {**EXIT, "stepped_ns": -2 * 10**9}}, "clock was stepped by -2.000 s during the trial"),
+    (
+        {"clock_after": {**CLOCK, "bound_ns": 10**9}},
+        "clock known to 1.000 s only (ntp) after the trial, more than 0.050 s",
+    ),
+    (
+        {"clock_after": {**CLOCK, "drifted_ns": 10**8}},
+        "clock drifted by +0.100 s during the trial, more than both measurements explain",
+    ),
+    ({"clock": {**CLOCK, "offset_ns": 2 * 10**9, "note": "ntp claims much"}}, "ntp claims much"),
+    ({"clock_after": None}, "clock could not be measured again after the trial"),
+]
+
+
+@pytest.mark.parametrize(("on_error", "verdict"), [("mark", "degraded"), ("refuse", "invalid")])
+@pytest.mark.parametrize(("changes", "words"), CLOCK_FAULTS)
+def test_a_clock_that_was_wrong_in_the_trial(
+    changes: dict[str, t.Any], words: str, on_error: str, verdict: str
+) -> None:
+    scene = Scene(on_clock_error=on_error)
+    scene.armed()
+    scene.say("a", "delivered")
+    scene.say("b", "delivered", **changes)
+    result = scene.barrier.result()
+    assert (result["verdict"], result["reasons"]) == (verdict, [f"b: {words}"])
+
+
+def test_an_honest_clock_may_be_wrong() -> None:
+    """Off by two seconds, but measured: T was said on the rendezvous' clock."""
+    scene = Scene(on_clock_error="refuse")
+    scene.armed()
+    wrong = {**CLOCK, "source": "rendezvous", "offset_ns": 2 * 10**9}
+    scene.all_say("delivered", clock=wrong, clock_after=wrong)
+    result = scene.barrier.result()
+    assert result["verdict"] == "valid"
+    assert result["members"]["a"]["clock"]["offset_s"] == 2.0
+
+
 @pytest.mark.parametrize(("percent", "expected"), [(0, 1), (1, 1), (50, 2), (51, 3), (75, 3), (99, 4), (100, 4)])
 def test_percentile(percent: float, expected: float) -> None:
     assert barrier.percentile([1, 2, 3, 4], percent) == expected
@@ -346,12 +387,13 @@ class Host:
             return
         if self.launcher == "ready":
             self.take(member.Ready(self.world.wall_ns))
-            self.take(member.Measured(CLOCK, self.world.wall_ns))
+            self.take(member.Measured(clock.Clock(**CLOCK), self.world.wall_ns))
         if self.launcher in ("running", "ended") and self.trial.committed and self.fires:
-            self.take(member.Fired(self.start_here, self.start_here, self.start_here))
+            self.take(member.Fired(self.start_here, self.start_here, clock.Reading(0, 0, 0)))
         if self.launcher == "ended":
             if self.trial.reached("fired"):
                 self.take(member.Exited(EXIT))
+                self.take(member.Measured(clock.Clock(**CLOCK), self.world.wall_ns))
                 self.take(member.Collected([]))
             else:
                 self.take(member.LauncherGone(0))
