@@ -11,6 +11,7 @@ PRIVATE to the collection. One process, one thread. On the disk, below the state
 from __future__ import annotations
 
 import contextlib
+import errno
 import grp
 import os
 import pwd
@@ -18,7 +19,7 @@ import selectors
 import time
 import typing as t
 
-from . import clock, delivery, launcher, member, wire
+from . import clock, delivery, launcher, member, ports, wire
 from .config import Config
 from .link import Link
 from .log import log
@@ -30,6 +31,8 @@ MEASURE_LIMIT = 3.0
 MEASURE_AGAIN = 5.0
 #: Seconds that a time daemon which has just been started is given to know the time as well as the trial asks for.
 SETTLE_LIMIT, SETTLE_PAUSE = 10.0, 0.5
+#: Seconds that what an earlier trial has left has to go away, and between two looks.
+FREE_LIMIT, FREE_PAUSE = 5.0, 0.1
 #: Seconds between tries of a delivery that does not succeed: first, and at most.
 RETRY_FIRST, RETRY_MOST = 2.0, 60.0
 
@@ -189,7 +192,21 @@ class Agent:
         except (OSError, KeyError) as error:
             self._step(running, member.Prepared(_plain(error)))
         else:
+            self._await_free(running, time.monotonic() + FREE_LIMIT)
+
+    def _await_free(self, running: _Running, give_up: float) -> None:
+        """Prepared once nothing holds what an earlier trial has left, for it would be in this one's way."""
+        ends = [other.trial.exit for other in self._trials.values() if other.trial.exit is not None]
+        held = [f"{entry['command']} (pid {entry['pid']})" for end in ends for entry in _remaining(end)]
+        held += [ports.describe(entry) for end in ends for entry in ports.still_taken(end.get("ports") or ())]
+        if running.trial.over:
+            return
+        if not held:
             self._step(running, member.Prepared())
+        elif time.monotonic() >= give_up:
+            self._step(running, member.Prepared("an earlier trial has left: {}".format("; ".join(sorted(set(held))))))
+        else:
+            self._reactor.after(FREE_PAUSE, lambda: self._await_free(running, give_up))
 
     def _arm(self, running: _Running) -> None:
         duty, epoch = running.trial.duty, running.trial.epoch
@@ -306,8 +323,8 @@ class Agent:
         if measurement.limit is not None:
             measurement.limit.cancel()
         found = clock.choose(measurement.own, measurement.reference_ns, measurement.estimate.clock(clock.read()))
-        waiting = [running for running in list(self._trials.values()) if running.trial.waits_for_clock]
-        before = [running for running in waiting if not running.trial.over]
+        waiting = [running for running in self._trials.values() if running.trial.waits_for_clock]
+        before = any(not running.trial.over for running in waiting)
         if found is None and (before or not self._link.up):
             # No answer from the rendezvous yet, and no clock of our own to trust: go on trying.
             measurement.limit = self._reactor.after(MEASURE_LIMIT, lambda: self._measured(measurement))
@@ -320,25 +337,18 @@ class Agent:
             again.limit = self._reactor.after(SETTLE_PAUSE, lambda: self._begin(again))
             return
         self._measurement = None
-        now_ns = time.monotonic_ns()
+        waiting += [running for running in self._trials.values() if running.trial.waits_for_others]
         for running in waiting:
-            self._step(running, member.Measured(found, now_ns))
-        for running in self._waiting_for_others():
-            if running not in waiting and found is not None:
-                self._step(running, member.Measured(found, now_ns))
-        if self._waiting_for_others() and self._measurement is None:
+            self._step(running, member.Measured(found, time.monotonic_ns()))
+        if any(running.trial.waits_for_others for running in waiting):
             if self._again is not None:
                 self._again.cancel()
             self._again = self._reactor.after(MEASURE_AGAIN, self._measure_again)
 
-    def _waiting_for_others(self) -> t.List[_Running]:
-        return [
-            r for r in self._trials.values() if r.trial.state == "armed" and not (r.trial.committed or r.trial.over)
-        ]
-
     def _measure_again(self) -> None:
-        for running in self._waiting_for_others():
-            self._measure(running)
+        for running in list(self._trials.values()):
+            if running.trial.waits_for_others:
+                self._measure(running)
 
     def _start(self, running: _Running, message: wire.Message) -> None:
         self._step(running, member.StartSaid(message["start_ns"], message["latest_ns"], time.monotonic_ns()))
@@ -446,6 +456,11 @@ class Agent:
                 _remove(running.spool, but="record.json")
 
 
+def _remaining(end: t.Mapping[str, t.Any]) -> t.List[t.Dict[str, t.Any]]:
+    """Processes of a trial that could not be ended and are still there."""
+    return [entry for entry in end.get("remaining") or () if ports.name_of(entry["pid"]) == entry["command"]]
+
+
 def _plain(error: Exception) -> str:
     """What went wrong while a trial was prepared, in words."""
     if isinstance(error, OSError):
@@ -462,6 +477,8 @@ def _make_directory(spool: str, duty: t.Mapping[str, t.Any]) -> None:
     account = pwd.getpwnam(duty["user"]) if duty["user"] else None
     _remove(spool)
     work = os.path.join(spool, "work")
+    if os.path.lexists(work):
+        raise FileExistsError(errno.EEXIST, "an earlier working directory cannot be removed", work)
     os.makedirs(work, 0o755)
     made = [work]
     for path, text in duty["files"].items():

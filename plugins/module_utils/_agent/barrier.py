@@ -22,6 +22,7 @@ from __future__ import annotations
 
 import typing as t
 
+from .ports import describe
 from .wire import STATES, STOP_GRACE, Epoch
 
 #: Bounds of the time between deciding T and T. Below: what a message and a wake-up of the launcher need on a busy
@@ -443,6 +444,7 @@ class Barrier:
             problems = _clock_problems(member.report, self.submission["max_clock_error"])
             refused = self.submission["on_clock_error"] == "refuse"
             (invalid if refused else degraded).extend(f"{member.name}: {problem}" for problem in problems)
+            degraded += [f"{member.name} left {what}" for what in _left_behind(member.report.get("exit"))]
         return ("invalid" if invalid else "degraded" if degraded else "valid"), invalid + degraded
 
     def _member_problem(self, member: _Member) -> t.Optional[str]:
@@ -490,6 +492,8 @@ class Barrier:
             "duration_s": end and end["duration_ns"] / 1e9,
             "leftovers": end and end["leftovers"],
             "clock_step_s": end and end["stepped_ns"] / 1e9,
+            "remaining": (end and end.get("remaining")) or [],
+            "ports": (end and end.get("ports")) or [],
             "reason": member.failed or (end and end["detail"]) or None,
             "files": report.get("files") or [],
         }
@@ -549,6 +553,16 @@ def _clock_problems(report: t.Mapping[str, t.Any], limit: float) -> t.List[str]:
     if after is None and report.get("state") == "delivered":
         found.append("clock could not be measured again after the trial")
     return found
+
+
+def _left_behind(end: t.Optional[t.Mapping[str, t.Any]]) -> t.List[str]:
+    """What is still there after everything that a command has started was ended."""
+    if end is None:
+        return []
+    processes = [
+        "{} (pid {}) running, which cannot be ended".format(e["command"], e["pid"]) for e in end.get("remaining") or ()
+    ]
+    return processes + [describe(entry) for entry in end.get("ports") or ()]
 
 
 def _clock_row(clock: t.Optional[t.Mapping[str, t.Any]]) -> t.Optional[t.Dict[str, t.Any]]:

@@ -32,7 +32,7 @@ import struct
 import time
 import typing as t
 
-from . import clock
+from . import clock, ports
 from .log import log
 from .wire import STOP_GRACE
 
@@ -209,6 +209,7 @@ def _supervise(spool: str, program: Program, go: int) -> None:
     # Read and write: opening never blocks, and writing never raises, whether or not an agent listens.
     events = os.open(os.path.join(spool, "events"), os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
     _prctl(_PR_SET_CHILD_SUBREAPER, 1)
+    taken = frozenset(ports.taken())
     told, tell = os.pipe()
     child = os.fork()
     if not child:
@@ -217,7 +218,7 @@ def _supervise(spool: str, program: Program, go: int) -> None:
     os.close(tell)
     group = _Cgroup.create(f"trial-{os.getpid()}", child)
     try:
-        _watch(spool, program, child, told, events, group)
+        _watch(spool, program, child, told, events, group, taken)
     finally:
         group.remove()
 
@@ -270,8 +271,16 @@ def _be_child(spool: str, program: Program, go: int, tell: int, events: int) -> 
         os._exit(127)
 
 
-def _watch(spool: str, program: Program, child: int, told: int, events: int, group: _Cgroup) -> None:
-    """From T to the end of everything that the command has started."""
+def _watch(
+    spool: str,
+    program: Program,
+    child: int,
+    told: int,
+    events: int,
+    group: _Cgroup,
+    taken: t.FrozenSet[ports.Key],
+) -> None:
+    """From T to the end of everything that the command has started. `taken`: the ports that were taken before."""
     known = os.read(told, _KNOWN.size)
     if len(known) < _KNOWN.size or known[:1] == _WRONG:
         # Released without T, or the child could not get ready.
@@ -318,6 +327,8 @@ def _watch(spool: str, program: Program, child: int, told: int, events: int, gro
             "at_ns": int(ended * 1e9),
             "duration_ns": max(0, int((ended - started) * 1e9)),
             "leftovers": 0 if timed_out or stopped else leftovers,
+            "remaining": [{"pid": pid, "command": ports.name_of(pid)} for pid in _tree(group)],
+            "ports": ports.new_since(taken),
             "stepped_ns": stepped_ns,
             "detail": _last_words(spool) if code or number else None,
         },

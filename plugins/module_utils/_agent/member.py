@@ -277,6 +277,11 @@ class Trial:
         return not self._compared if self.reached("exited") else self.clock is None and not self.over
 
     @property
+    def waits_for_others(self) -> bool:
+        """Armed, and T is not said yet: the measured clock grows old."""
+        return self.state == "armed" and not self.committed and not self.over
+
+    @property
     def _known(self) -> Clock:
         """The clock as it was measured for T; one that agrees with the rendezvous' if it never was."""
         return Clock(**self.clock) if self.clock is not None else Clock("none", 0, 0)

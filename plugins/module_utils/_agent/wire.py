@@ -203,6 +203,8 @@ CLOCK = record(
     stepped_ns=NANOSECONDS,
     drifted_ns=NANOSECONDS,
 )
+#: A process is named by its id and its short name.
+_PROCESS = {"pid": maybe(integer(1, 2**31)), "command": maybe(text(256))}
 EXIT = record(
     code=maybe(integer(0, 255)),
     signal=maybe(integer(1, 255)),
@@ -210,7 +212,12 @@ EXIT = record(
     stopped=flag,
     at_ns=NANOSECONDS,
     duration_ns=integer(0, 2**62),
+    #: Processes that the command had left running, and were ended.
     leftovers=integer(0, 10**9),
+    #: Processes that could not be ended.
+    remaining=maybe(listing(record(**_PROCESS), 10**4)),
+    #: Ports that were not taken before the command, and are after all that it had started has ended.
+    ports=maybe(listing(record(protocol=choice("tcp", "udp"), port=integer(1, 65535), **_PROCESS), 2 * 65536)),
     stepped_ns=NANOSECONDS,
     detail=maybe(REASON),
 )

@@ -39,6 +39,41 @@ def living(marker: str) -> list[str]:
     return found
 
 
+def test_a_port_that_stays_taken_degrades_the_trial_and_stops_the_next(make_world: Make) -> None:
+    world = make_world(1)
+    world.start_all()
+    go = world.directory / "go"
+    waiting = world.submit(world.trial(f"until [ -e {go} ]; do sleep 0.05; done"))
+    until(lambda: world.state("party-0") == "fired", what="the start")
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        go.touch()
+        what = f"tcp port {listener.getsockname()[1]}, held by {own_name()} (pid {os.getpid()})"
+        result = world.result(waiting)
+        assert (result["verdict"], result["reasons"]) == ("degraded", [f"party-0 left {what}"])
+        refused = world.run(world.trial("true", "r2"))
+        assert (refused["outcome"], refused["verdict"]) == ("aborted", "invalid")
+        assert refused["reasons"] == [f"party-0: an earlier trial has left: {what}"]
+        freed = world.submit(world.trial("true", "r3"))
+        until(lambda: world.state("party-0", "r3") == "connected", what="the wait for the port")
+    assert world.result(freed)["verdict"] == "valid", "it waits for a port that is about to be freed"
+
+
+def own_name() -> str:
+    return pathlib.Path("/proc/self/comm").read_text().strip()
+
+
+def test_the_clock_is_measured_before_and_after(make_world: Make) -> None:
+    world = make_world(1)
+    world.start_all()
+    result = world.run(world.trial("sleep 0.2"))
+    row = result["members"]["party-0"]
+    for clock in (row["clock"], row["clock_after"]):
+        assert abs(clock["offset_s"]) <= clock["bound_s"] < 0.05
+        assert (clock["stepped_s"], clock["drifted_s"], clock["note"]) == (0, 0, None)
+    # All times are on the rendezvous' clock.
+    assert result["start"] < row["fired_at"] < row["exited_at"] <= result["ended"]
+
+
 def test_nine_members_run_a_command(make_world: Make) -> None:
     world = make_world(9)
     world.start_all()
