@@ -210,23 +210,24 @@ def _supervise(spool: str, program: Program, go: int) -> None:
     events = os.open(os.path.join(spool, "events"), os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
     _prctl(_PR_SET_CHILD_SUBREAPER, 1)
     taken = frozenset(ports.taken())
+    group = _Cgroup.create(f"trial-{os.getpid()}")
     told, tell = os.pipe()
     child = os.fork()
     if not child:
-        _be_child(spool, program, go, tell, events)
+        _be_child(spool, program, go, tell, events, group)
     os.close(go)
     os.close(tell)
-    group = _Cgroup.create(f"trial-{os.getpid()}", child)
     try:
         _watch(spool, program, child, told, events, group, taken)
     finally:
         group.remove()
 
 
-def _be_child(spool: str, program: Program, go: int, tell: int, events: int) -> t.NoReturn:
+def _be_child(spool: str, program: Program, go: int, tell: int, events: int, group: _Cgroup) -> t.NoReturn:
     """The life of the child until it is the command. Whatever fails is told through `tell`, which exec closes."""
     try:
         os.setsid()
+        group.enter()
         flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC
         null = os.open("/dev/null", os.O_RDONLY)
         out = os.open(os.path.join(spool, "stdout"), flags, 0o644)
@@ -416,8 +417,8 @@ def _reaped_all() -> bool:
 
 def _signal_tree(number: int, group: _Cgroup) -> None:
     """Send a signal to every process below this one."""
-    if number == signal.SIGKILL and group.kill():
-        return
+    if number == signal.SIGKILL:
+        group.kill()
     for pid in _tree(group):
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, number)
@@ -460,8 +461,8 @@ class _Cgroup:
         self._path = path
 
     @classmethod
-    def create(cls, name: str, child: int) -> _Cgroup:
-        """Make one and put `child` into it, before it has children; or do without."""
+    def create(cls, name: str) -> _Cgroup:
+        """Make one; or do without, where there is no cgroup of version 2 that is ours to divide."""
         try:
             with open("/proc/self/cgroup", encoding="ascii") as stream:
                 own = next(line.strip()[3:] for line in stream if line.startswith("0::"))
@@ -474,14 +475,14 @@ class _Cgroup:
             os.mkdir(path)
         except (OSError, StopIteration):
             return cls(None)
-        group = cls(path)
-        try:
-            with open(path + "/cgroup.procs", "w", encoding="ascii") as stream:
-                stream.write(str(child))
-        except OSError:
-            group.remove()
-            return cls(None)
-        return group
+        return cls(path)
+
+    def enter(self) -> None:
+        """Put this process into it, before it has children. Where that fails, being a subreaper has to do."""
+        if self._path is not None:
+            with contextlib.suppress(OSError):
+                with open(self._path + "/cgroup.procs", "w", encoding="ascii") as stream:
+                    stream.write("0")
 
     def processes(self) -> t.List[int]:
         if self._path is None:
@@ -492,16 +493,12 @@ class _Cgroup:
         except (OSError, ValueError):
             return []
 
-    def kill(self) -> bool:
-        """SIGKILL to all of it at once (Linux 5.14)."""
-        if self._path is None:
-            return False
-        try:
-            with open(self._path + "/cgroup.kill", "w", encoding="ascii") as stream:
-                stream.write("1")
-        except OSError:
-            return False
-        return True
+    def kill(self) -> None:
+        """SIGKILL to all of it at once, where the kernel can (Linux 5.14)."""
+        if self._path is not None:
+            with contextlib.suppress(OSError):
+                with open(self._path + "/cgroup.kill", "w", encoding="ascii") as stream:
+                    stream.write("1")
 
     def remove(self) -> None:
         if self._path is not None:
