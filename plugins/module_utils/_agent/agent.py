@@ -234,6 +234,7 @@ class Agent:
             uid=account.pw_uid if change else None,
             gid=account.pw_gid if change else None,
             groups=_groups(account) if change else (),
+            alone=not self._config.shared,
         )
         running.handle = launcher.arm(running.spool, program)
         self._reactor.on_exit(running.handle.pid, lambda: self._look(running, gone=True))

@@ -66,6 +66,8 @@ class Program(t.NamedTuple):
     uid: t.Optional[int] = None
     gid: t.Optional[int] = None
     groups: t.Sequence[int] = ()
+    #: Nothing but the command takes ports on this host meanwhile.
+    alone: bool = True
 
 
 class Handle(t.NamedTuple):
@@ -209,7 +211,7 @@ def _supervise(spool: str, program: Program, go: int) -> None:
     # Read and write: opening never blocks, and writing never raises, whether or not an agent listens.
     events = os.open(os.path.join(spool, "events"), os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
     _prctl(_PR_SET_CHILD_SUBREAPER, 1)
-    taken = frozenset(ports.taken())
+    taken = frozenset(ports.taken()) if program.alone else None
     group = _Cgroup.create(f"trial-{os.getpid()}")
     told, tell = os.pipe()
     child = os.fork()
@@ -279,9 +281,10 @@ def _watch(
     told: int,
     events: int,
     group: _Cgroup,
-    taken: t.FrozenSet[ports.Key],
+    taken: t.Optional[t.FrozenSet[ports.Key]],
 ) -> None:
-    """From T to the end of everything that the command has started. `taken`: the ports that were taken before."""
+    """From T to the end of everything that the command has started. `taken`: the ports that were taken before, None if
+    that says nothing."""
     known = os.read(told, _KNOWN.size)
     if len(known) < _KNOWN.size or known[:1] == _WRONG:
         # Released without T, or the child could not get ready.
@@ -329,7 +332,7 @@ def _watch(
             "duration_ns": max(0, int((ended - started) * 1e9)),
             "leftovers": 0 if timed_out or stopped else leftovers,
             "remaining": [{"pid": pid, "command": ports.name_of(pid)} for pid in _tree(group)],
-            "ports": ports.new_since(taken),
+            "ports": [] if taken is None else ports.new_since(taken),
             "stepped_ns": stepped_ns,
             "detail": _last_words(spool) if code or number else None,
         },

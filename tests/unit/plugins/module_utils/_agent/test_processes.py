@@ -41,6 +41,7 @@ def living(marker: str) -> list[str]:
 
 def test_a_port_that_stays_taken_degrades_the_trial_and_stops_the_next(make_world: Make) -> None:
     world = make_world(1)
+    world.configure("party-0", shared=False)
     world.start_all()
     go = world.directory / "go"
     waiting = world.submit(world.trial(f"until [ -e {go} ]; do sleep 0.05; done"))
@@ -49,13 +50,15 @@ def test_a_port_that_stays_taken_degrades_the_trial_and_stops_the_next(make_worl
         go.touch()
         what = f"tcp port {listener.getsockname()[1]}, held by {own_name()} (pid {os.getpid()})"
         result = world.result(waiting)
-        assert (result["verdict"], result["reasons"]) == ("degraded", [f"party-0 left {what}"])
+        assert result["verdict"] == "degraded"
+        assert f"party-0 left {what}" in result["reasons"], "and perhaps what others on this machine do meanwhile"
         refused = world.run(world.trial("true", "r2"))
         assert (refused["outcome"], refused["verdict"]) == ("aborted", "invalid")
-        assert refused["reasons"] == [f"party-0: an earlier trial has left: {what}"]
+        assert refused["reasons"][0].startswith("party-0: an earlier trial has left: ")
+        assert what in refused["reasons"][0]
         freed = world.submit(world.trial("true", "r3"))
         until(lambda: world.state("party-0", "r3") == "connected", what="the wait for the port")
-    assert world.result(freed)["verdict"] == "valid", "it waits for a port that is about to be freed"
+    assert what not in str(world.result(freed)["reasons"]), "it waits for a port that is about to be freed"
 
 
 def own_name() -> str:

@@ -85,6 +85,7 @@ class World:
             "state_directory": str(self.directory / member / "state"),
             "runtime_directory": str(self.directory / member / "run"),
             "listen_address": "127.0.0.1",
+            "shared": True,
         }
         if serve:
             config.update(
