@@ -5,9 +5,10 @@
 
 Real agents and a real rendezvous, TLS on loopback. Each agent's time functions are replaced before it starts (its
 launchers are forked, and inherit them): a wall clock that is up to two seconds off, an oscillator up to 200 ppm too fast
-or too slow, and in every second trial a step of up to two seconds at a random moment between the submission and the
-command's end. The rendezvous keeps the machine's clock, which is the true time; each launcher notes it in the same
-reading that tells its agent when it has fired. What has to hold in every trial, for every member:
+or too slow; in every second trial one clock is stepped by up to two seconds, and in every second trial one is slewed at
+up to 8 %, both at a random moment between the submission and the command's end. The rendezvous keeps the machine's
+clock, which is the true time; each launcher notes it in the same reading that tells its agent when it has fired. What
+has to hold in every trial, for every member:
 
     |true start - (T + reported lateness)| <= reported bound
 
@@ -33,47 +34,53 @@ sys.path.insert(0, str(ROOT / "collections"))
 from ansible_collections.startline.lab.plugins.module_utils._agent import barrier  # noqa: E402
 from ansible_collections.startline.lab.tests.unit.plugins.module_utils._agent.world import World, until  # noqa: E402
 
-#: Offset (s), drift (s/s), and step (s) at most.
-OFFSET, DRIFT, STEP = 2.0, 200e-6, 2.0
+#: Offset (s), drift (s/s), step (s), and slew (s/s; chronyd's own limit is 83,333 ppm) at most.
+OFFSET, DRIFT, STEP, SLEW = 2.0, 200e-6, 2.0, 80e-3
 
 # Put in front of the agent: Python imports `sitecustomize` before anything else.
-WRONG = r'''
+WRONG = r"""
 import json, os, time
 
 _FILE = os.environ.get("STARTLINE_WRONG_CLOCK")
 if _FILE:
     with open(_FILE) as stream:
         _given = json.load(stream)
-    _steady, _wall, _sleep = time.monotonic_ns, time.time_ns, time.sleep
-    _zero = _given["zero_ns"]
+    _true = time.monotonic_ns
+    _zero, _drift, _base = _given["zero_ns"], _given["drift"], _given["true_base_ns"]
     _last = [0]
 
+    def _events():
+        try:
+            with open(_FILE + ".events") as stream:
+                return json.load(stream)
+        except OSError:
+            return {"steps": [], "slews": []}
+
+    def _raw(now):
+        return now + int((now - _zero) * _drift)
+
+    def _slewed(now, slews):
+        return _raw(now) + sum(int((min(now, end) - begin) * rate) for begin, end, rate in slews if now > begin)
+
     def _now():
-        """True CLOCK_MONOTONIC, remembered with the true time of the same moment."""
-        now = _steady()
-        _last[0] = now + _given["true_base_ns"]
+        # The true time, which is also remembered.
+        now = _true()
+        _last[0] = now + _base
         return now
 
-    def monotonic_ns(now=None):
-        now = _now() if now is None else now
-        return now + int((now - _zero) * _given["drift"]) + _given["uptime_ns"]
+    def monotonic_ns():
+        return _slewed(_now(), _events()["slews"]) + _given["uptime_ns"]
 
     def time_ns():
-        now = _now()
-        try:
-            with open(_FILE + ".steps") as stream:
-                steps = json.load(stream)
-        except (OSError, ValueError):
-            steps = []
-        stepped = sum(step for at, step in steps if now >= at)
-        return now + _given["true_base_ns"] + int((now - _zero) * _given["drift"]) + _given["offset_ns"] + stepped
+        now, events = _now(), _events()
+        return _slewed(now, events["slews"]) + _base + _given["offset_ns"] + sum(s for at, s in events["steps"] if now >= at)
 
     _gettime = time.clock_gettime_ns
 
     def clock_gettime_ns(clock):
-        if clock == time.CLOCK_REALTIME:
-            return time_ns()
-        return monotonic_ns() if clock in (time.CLOCK_MONOTONIC, time.CLOCK_MONOTONIC_RAW) else _gettime(clock)
+        if clock == time.CLOCK_MONOTONIC_RAW:
+            return _raw(_now()) + _given["uptime_ns"]
+        return {time.CLOCK_REALTIME: time_ns, time.CLOCK_MONOTONIC: monotonic_ns}[clock]()
 
     time.monotonic_ns, time.time_ns, time.clock_gettime_ns = monotonic_ns, time_ns, clock_gettime_ns
     time.monotonic = lambda: monotonic_ns() / 1e9
@@ -84,8 +91,17 @@ if _FILE:
     _really_sleep = launcher.sleep_until
 
     def sleep_until(start_ns):
-        true = _zero + int((start_ns - _given["uptime_ns"] - _zero) / (1 + _given["drift"]))
-        _really_sleep(true + 1)  # rounded down above
+        # The true instant at which this CLOCK_MONOTONIC reads `start_ns`: it never runs backwards, so halve.
+        slews = _events()["slews"]
+        low = _true()
+        high = low + max(0, 2 * (start_ns - monotonic_ns())) + 1000
+        while high - low > 1:
+            middle = (low + high) // 2
+            if _slewed(middle, slews) + _given["uptime_ns"] < start_ns:
+                low = middle
+            else:
+                high = middle
+        _really_sleep(high)
 
     _execve = os.execve
 
@@ -96,7 +112,7 @@ if _FILE:
         _execve(path, arguments, environment)
 
     launcher.sleep_until, os.execve = sleep_until, execve
-'''
+"""
 
 
 class WrongWorld(World):
@@ -117,7 +133,7 @@ class WrongWorld(World):
             }
             for member in members
         }
-        self.steps: dict[str, list[tuple[int, int]]] = {member: [] for member in members}
+        self.events: dict[str, dict[str, list[t.Any]]] = {m: {"steps": [], "slews": []} for m in members}
         for member, clock in self.wrong.items():
             self.write(f"{member}/clock", json.dumps(clock))
         self.starting = ""
@@ -138,10 +154,18 @@ class WrongWorld(World):
 
     def step(self, member: str, seconds_from_now: float, step: float) -> None:
         """The member's wall clock jumps."""
-        at_ns = time.monotonic_ns() + int(seconds_from_now * 1e9)
-        self.steps[member].append((at_ns, int(step * 1e9)))
-        self.write(f"{member}/clock.steps.new", json.dumps(self.steps[member]))
-        os.replace(self.directory / member / "clock.steps.new", self.directory / member / "clock.steps")
+        self.events[member]["steps"].append((time.monotonic_ns() + int(seconds_from_now * 1e9), int(step * 1e9)))
+        self._tell(member)
+
+    def slew(self, member: str, seconds_from_now: float, seconds: float, rate: float) -> None:
+        """The member's clocks, but for the raw one, run at another rate for a while."""
+        begin_ns = time.monotonic_ns() + int(seconds_from_now * 1e9)
+        self.events[member]["slews"].append((begin_ns, begin_ns + int(seconds * 1e9), rate))
+        self._tell(member)
+
+    def _tell(self, member: str) -> None:
+        self.write(f"{member}/clock.events.new", json.dumps(self.events[member]))
+        os.replace(self.directory / member / "clock.events.new", self.directory / member / "clock.events")
 
     def true_start(self, member: str, trial_id: str) -> int:
         return int((self.directory / member / f"clock.{trial_id}").read_text())
@@ -156,6 +180,7 @@ class Row(t.NamedTuple):
     wall: float
     stepped: bool
     told: bool
+    accused: bool
 
 
 def run_trial(world: WrongWorld, chance: random.Random, trial_id: str) -> tuple[list[Row], float, float]:
@@ -163,6 +188,8 @@ def run_trial(world: WrongWorld, chance: random.Random, trial_id: str) -> tuple[
     stepping = chance.choice(world.members) if chance.random() < 0.5 else None
     if stepping is not None:
         world.step(stepping, chance.uniform(0.0, 0.9), chance.choice((-1, 1)) * chance.uniform(0.1, STEP))
+    if chance.random() < 0.5:
+        world.slew(chance.choice(world.members), chance.uniform(0.0, 0.9), 0.3, chance.uniform(-SLEW, SLEW))
     result = world.run(world.trial("sleep 0.3", trial_id, deadline=60))
     if result["outcome"] != "completed":
         raise SystemExit(f"{trial_id} failed: {result['reasons']}")
@@ -174,9 +201,18 @@ def run_trial(world: WrongWorld, chance: random.Random, trial_id: str) -> tuple[
         low.append(late_ns - row["bound_us"] * 1e3)
         high.append(late_ns + row["bound_us"] * 1e3)
         told = any(name in reason and "stepped" in reason for reason in result["reasons"])
-        steps = abs(row["clock_step_s"]) + abs(row["clock"]["stepped_s"]) > 0
+        accused = any(name in reason and "drifted" in reason for reason in result["reasons"])
+        steps = max(abs(row["clock_step_s"]), abs(row["clock"]["stepped_s"])) > 0.05
         rows.append(
-            Row((true - late_ns) / 1e3, row["bound_us"], row["late_us"], row["clock"]["offset_s"] * 1e6, steps, told)
+            Row(
+                (true - late_ns) / 1e3,
+                row["bound_us"],
+                row["late_us"],
+                row["clock"]["offset_s"] * 1e6,
+                steps,
+                told,
+                accused,
+            )
         )
     return rows, (max(trues) - min(trues)) / 1e3, (max(high) - min(low)) / 1e3
 
@@ -202,6 +238,8 @@ def violations(found: list[tuple[list[Row], float, float]]) -> list[str]:
         for rank, row in enumerate(rows):
             if abs(row.error) > row.bound:
                 wrong.append(f"r{number} party-{rank}: {row.error:.0f} us from the report, bound {row.bound:.0f}")
+            if row.accused:
+                wrong.append(f"r{number} party-{rank}: drift is a reason, and there was none that is not explained")
             if row.stepped != row.told:
                 wrong.append(f"r{number} party-{rank}: a step is {'not ' if row.stepped else ''}a reason")
     return wrong
@@ -218,7 +256,7 @@ def main() -> None:
     rows = [row for trial, _skew, _allowed in found for row in trial]
     print(
         f"{options.members} members, {options.trials} trials, seed {options.seed}: offsets to {OFFSET:g} s, "
-        f"drifts to {DRIFT * 1e6:g} ppm, {sum(row.stepped for row in rows)} steps to {STEP:g} s; microseconds"
+        f"drifts to {DRIFT * 1e6:g} ppm, slews to {SLEW:.0%}, {sum(row.stepped for row in rows)} steps to {STEP:g} s; microseconds"
     )
     table = {
         "|true start - reported|": [abs(row.error) for row in rows],

@@ -60,7 +60,7 @@ class _Measurement:
         self.reference_ns = reference_ns
         self.wanted_ns = wanted_ns
         self.settled_by = settled_by
-        self.estimate = clock.Estimate()
+        self.estimate = clock.Estimate(clock.read())
         self.own: t.Optional[clock.Clock] = None
         self.own_known = False
         self.daemon = False

@@ -62,12 +62,15 @@ def stepped_ns(before: Reading, after: Reading) -> int:
     return step if abs(step) > STEP_NS else 0
 
 
+def slewed_ns(before: Reading, after: Reading) -> int:
+    """By how much a time daemon has moved CLOCK_MONOTONIC between two readings."""
+    return abs((after.steady_ns - before.steady_ns) - (after.raw_ns - before.raw_ns))
+
+
 def wander_ns(before: Reading, after: Reading) -> int:
     """How far CLOCK_MONOTONIC may have drifted from another host's between two readings: the oscillator's worth, and what
     a time daemon has slewed."""
-    elapsed = abs(after.raw_ns - before.raw_ns)
-    slewed = abs((after.steady_ns - before.steady_ns) - (after.raw_ns - before.raw_ns))
-    return int(elapsed * DRIFT) + slewed
+    return int(abs(after.raw_ns - before.raw_ns) * DRIFT) + slewed_ns(before, after)
 
 
 class Clock(t.NamedTuple):
@@ -149,10 +152,11 @@ def parse_tracking(text: str) -> t.Optional[Clock]:
 
 
 class Estimate:
-    """The distance to the rendezvous by the exchange that says most."""
+    """The distance to the rendezvous by the exchange that says most. `begin`: the clocks before the first one."""
 
-    def __init__(self) -> None:
+    def __init__(self, begin: Reading) -> None:
         self.samples = 0
+        self._begin = begin
         self._kept: t.List[t.Tuple[int, int, int]] = []
 
     def add(self, sent_ns: int, came_ns: int, went_ns: int, back_ns: int) -> None:
@@ -168,8 +172,10 @@ class Estimate:
         if not self._kept:
             return None
 
+        slewed = slewed_ns(self._begin, now)
+
         def bound(sample: t.Tuple[int, int, int]) -> int:
-            return sample[0] // 2 + 1 + int(abs(now.steady_ns - sample[2]) * DRIFT)
+            return sample[0] // 2 + 1 + int(abs(now.steady_ns - sample[2]) * DRIFT) + slewed
 
         best = min(self._kept, key=bound)
         offset = best[1] + now.wall_ns - now.steady_ns

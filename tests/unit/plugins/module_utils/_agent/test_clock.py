@@ -56,13 +56,13 @@ def test_a_clock_that_follows_nothing_is_no_source(text: str) -> None:
 )
 def test_the_true_offset_is_always_within_the_bound(offset: int, trips: list[tuple[int, int, int]]) -> None:
     """However long a message takes in each direction."""
-    estimate, now = Estimate(), 10**18
+    estimate, now = Estimate(Reading(0, offset, offset)), 10**18
     for there, back, held in trips:
         sent, came = now + offset, now + there
         went = came + held
         estimate.add(sent, came, went, went + back + offset)
         now = went + back + 1000
-    clock = estimate.clock(Reading(now + offset, now + offset, 0))
+    clock = estimate.clock(Reading(*[now + offset] * 3))
     assert clock is not None
     assert abs(clock.offset_ns - offset) <= clock.bound_ns
     assert clock.rtt_ns in {there + back for there, back, _held in trips}
@@ -76,16 +76,19 @@ def test_a_hardware_clock_is_known_by_its_name(name: str, source: str) -> None:
 
 
 def test_an_old_exchange_is_worth_less_than_a_new_one() -> None:
-    estimate = Estimate()
+    estimate = Estimate(Reading(0, 0, 0))
     estimate.add(0, 0, 0, 2000)
     estimate.add(10**9, 10**9, 10**9, 10**9 + 4000)
-    clock = estimate.clock(Reading(10**9 + 4000, 10**9 + 4000, 0))
+    clock = estimate.clock(Reading(0, 10**9 + 4000, 10**9 + 4000))
     assert clock is not None
     assert (clock.rtt_ns, clock.bound_ns) == (4000, 2001)
+    slewed = estimate.clock(Reading(0, 10**9 + 4000, 10**9 + 3000))
+    assert slewed is not None
+    assert slewed.bound_ns == 3001
 
 
 def test_an_exchange_over_a_stepped_clock_is_not_used() -> None:
-    estimate = Estimate()
+    estimate = Estimate(Reading(0, 0, 0))
     estimate.add(1000, 5000, 6000, 500)
     estimate.add(1000, 6000, 5000, 2000)
     assert estimate.clock(Reading(0, 0, 0)) is None
