@@ -108,8 +108,8 @@ options:
     default: 0.05
   on_clock_error:
     description:
-      - What becomes of a member whose clock may be wrong by more. V(mark) notes it, and the verdict is V(degraded); V(refuse)
-        starts nobody.
+      - What becomes of a member whose clock may be wrong by more, or was stepped or has drifted by more in the trial. V(mark)
+        notes it, and the verdict is V(degraded). V(refuse) starts nobody; known only after the start, the verdict is V(invalid).
     type: str
     choices: [mark, refuse]
     default: mark
@@ -255,12 +255,15 @@ members:
       fired_at: 1767268800.2
       late_us: 81.2
       bound_us: 301.5
-      clock: {source: chrony, offset_s: 0.0, bound_s: 0.0003015}
+      clock: {source: ntp, offset_s: 0.0, bound_s: 0.0003015, rtt_s: 0.0002, stepped_s: 0.0, drifted_s: 0.0, note: null}
+      clock_after: {source: ntp, offset_s: 0.0, bound_s: 0.0003102, rtt_s: 0.0002, stepped_s: 0.0, drifted_s: 0.0, note: null}
       exit_code: 0
       signal: null
       timed_out: false
       exited_at: 1767268801.3
       duration_s: 1.1
+      clock_step_s: 0.0
+      ports: []
       reason: null
       files: [{path: stdout, size: 21, sha256: e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855}]
 evidence:

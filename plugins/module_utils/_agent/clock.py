@@ -82,7 +82,7 @@ class Clock(t.NamedTuple):
     bound_ns: int
     rtt_ns: t.Optional[int] = None
     note: t.Optional[str] = None
-    #: By how much the wall clock was stepped since the reading. T does not move with it.
+    #: By how much the wall clock was stepped since the first measurement for this T, which does not move with it.
     stepped_ns: int = 0
     #: How far this clock has drifted since an earlier measurement beyond what both bounds explain.
     drifted_ns: int = 0
@@ -113,7 +113,15 @@ class Clock(t.NamedTuple):
 
     def at_start(self, now: Reading) -> Clock:
         """How well T was known when it had come."""
-        return self._replace(bound_ns=self.bound_at(now), stepped_ns=stepped_ns(self.reading, now))
+        return self._replace(bound_ns=self.bound_at(now), stepped_ns=self._stepped_by(now))
+
+    def renewed(self, found: Clock) -> Clock:
+        """The better of this measurement and a later one for the same T."""
+        better = found.bound_ns <= self.bound_at(found.reading)
+        return found._replace(stepped_ns=self._stepped_by(found.reading)) if better else self
+
+    def _stepped_by(self, now: Reading) -> int:
+        return self.stepped_ns + stepped_ns(self.reading, now)
 
     def since(self, before: Clock) -> Clock:
         """This measurement with what it says of the time since `before`."""

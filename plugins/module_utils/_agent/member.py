@@ -331,8 +331,8 @@ class Trial:
             return [Save(), Say(), *self._deliver()]
         if found is None or self.over or self.committed:
             return []
-        if self.clock is None or found.bound_ns <= self._known.bound_at(found.reading):
-            self.clock = found.to_json()  # a wait for others is a long time for a clock
+        # A wait for others is a long time for a clock: it may have been measured before.
+        self.clock = (found if self.clock is None else self._known.renewed(found)).to_json()
         return self._maybe_armed(event.now_ns)
 
     def _on_Ready(self, event: Ready) -> t.List[Action]:

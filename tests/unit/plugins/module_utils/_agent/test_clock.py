@@ -153,6 +153,15 @@ def test_a_step_before_t_moves_neither_t_nor_the_bound_and_is_told() -> None:
     assert plain.bound_ns == 1000 + 500_000, "two seconds of what oscillators may differ by"
 
 
+def test_a_new_measurement_does_not_hide_a_step() -> None:
+    later = after(5, step=10**9)
+    renewed = BEFORE.renewed(near(0, 900)._replace(**later._asdict()))
+    assert (renewed.bound_ns, renewed.stepped_ns) == (900, 10**9)
+    assert renewed.at_start(after(6, step=3 * 10**9)).stepped_ns == 3 * 10**9
+    worse = near(0, 10**9)._replace(**later._asdict())
+    assert BEFORE.renewed(worse) == BEFORE, "its step is seen at the start"
+
+
 def test_what_a_daemon_slews_is_no_step_but_widens_the_bound() -> None:
     found = BEFORE.at_start(after(1, slew=80_000_000))
     assert found.stepped_ns == 0
