@@ -200,8 +200,8 @@ def run_trial(world: WrongWorld, chance: random.Random, trial_id: str) -> tuple[
         trues.append(true)
         low.append(late_ns - row["bound_us"] * 1e3)
         high.append(late_ns + row["bound_us"] * 1e3)
-        told = any(name in reason and "stepped" in reason for reason in result["reasons"])
-        accused = any(name in reason and "drifted" in reason for reason in result["reasons"])
+        told = any(reason.startswith(f"{name}:") and "stepped" in reason for reason in result["reasons"])
+        accused = any(reason.startswith(f"{name}:") and "drifted" in reason for reason in result["reasons"])
         steps = max(abs(row["clock_step_s"]), abs(row["clock"]["stepped_s"])) > 0.05
         rows.append(
             Row(
