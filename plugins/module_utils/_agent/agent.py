@@ -326,13 +326,13 @@ class Agent:
         found = clock.choose(measurement.own, measurement.reference_ns, measurement.estimate.clock(clock.read()))
         waiting = [running for running in self._trials.values() if running.trial.waits_for_clock]
         before = any(not running.trial.over for running in waiting)
-        if found is None and (before or not self._link.up):
-            # No answer from the rendezvous yet, and no clock of our own to trust: go on trying.
-            measurement.limit = self._reactor.after(MEASURE_LIMIT, lambda: self._measured(measurement))
-            self._ping()
-            return
-        young = measurement.daemon and time.monotonic() < measurement.settled_by
-        if found is not None and found.bound_ns > measurement.wanted_ns and young and before:
+        if found is None:
+            # No answer from the rendezvous yet, and no clock of our own to trust.
+            try_again = before or not self._link.up
+        else:
+            young = measurement.daemon and time.monotonic() < measurement.settled_by
+            try_again = before and young and found.bound_ns > measurement.wanted_ns
+        if try_again:
             again = _Measurement(measurement.reference_ns, measurement.wanted_ns, measurement.settled_by)
             self._measurement = again
             again.limit = self._reactor.after(SETTLE_PAUSE, lambda: self._begin(again))

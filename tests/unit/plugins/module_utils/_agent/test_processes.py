@@ -77,6 +77,25 @@ def test_the_clock_is_measured_before_and_after(make_world: Make) -> None:
     assert result["start"] < row["fired_at"] < row["exited_at"] <= result["ended"]
 
 
+#: A time daemon that has just been started: its bound is a second at first, and then better than any round trip.
+CHRONYC = """#!/bin/sh
+echo >> "$0.calls"
+[ $(wc -l < "$0.calls") -gt 4 ] && dispersion=0.000000001 || dispersion=0.9
+echo "50484330,PHC0,1,1767268800.1,0.0,0.0,0.0,0.0,0.0,0.0,0.0,$dispersion,1.0,Normal"
+"""
+
+
+def test_a_time_daemon_that_was_just_started_is_waited_for(make_world: Make) -> None:
+    world = make_world(1)
+    path = pathlib.Path(world.write("bin/chronyc", CHRONYC))
+    path.chmod(0o700)
+    world.extra_environment = {"PATH": f"{path.parent}:{os.environ['PATH']}"}
+    world.start_all()
+    row = world.run(world.trial("true", max_clock_error=10e-6))["members"]["party-0"]
+    assert row["clock"]["source"] == "phc"
+    assert row["clock"]["bound_s"] < 0.01
+
+
 def test_nine_members_run_a_command(make_world: Make) -> None:
     world = make_world(9)
     world.start_all()
