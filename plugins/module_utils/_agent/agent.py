@@ -24,6 +24,7 @@ from .config import Config
 from .link import Link
 from .log import log
 from .reactor import Reactor, Timer
+from .waiters import Place, Waiters
 
 #: Seconds a measurement of the clock may take before it goes on with what it has.
 MEASURE_LIMIT = 3.0
@@ -78,15 +79,18 @@ class Agent:
         self._waiting: t.Optional[wire.Message] = None  # a prepare that comes once the trial before it is over
         self._measurement: t.Optional[_Measurement] = None
         self._again: t.Optional[Timer] = None  # the next measurement of those who wait for others
+        self._waiters = Waiters(config.wait_socket, self._reactor, self._place, self._instant, self._link.send)
 
     def run(self) -> None:
         """Until SIGTERM. Launchers that know T go on without us."""
         log("agent started", run=self._config.run_id, member=self._config.member, pid=os.getpid())
         os.makedirs(self._base, 0o755, exist_ok=True)
         self._resume()
+        self._waiters.listen()
         self._link.connect()
         self._reactor.run()
         self._link.close()
+        self._waiters.close()
         log("agent stopped")
 
     @property
@@ -122,6 +126,7 @@ class Agent:
             self._ping()
         for running in list(self._trials.values()):
             self._step(running, member.LinkUp())
+        self._waiters.link_up()
 
     def _on_down(self) -> None:
         for running in self._trials.values():
@@ -139,6 +144,8 @@ class Agent:
             if refused is not None and refused.trial.reached("exited"):
                 refused.asked = False
                 self._later(refused, message["reason"])
+        elif kind in ("release", "deny"):
+            self._waiters.decided(message)
         elif "epoch" in message:
             running = self._trials.get(message["epoch"])
             if running is None:
@@ -223,6 +230,7 @@ class Agent:
             "STARTLINE_ATTEMPT": str(epoch.attempt),
             "STARTLINE_MEMBER": self._config.member,
             "STARTLINE_RANK": str(duty["rank"]),
+            "STARTLINE_SOCKET": self._waiters.path,
         }
         environment.update(duty["environment"])
         change = bool(duty["user"]) and account.pw_uid != os.geteuid()
@@ -354,6 +362,18 @@ class Agent:
     def _start(self, running: _Running, message: wire.Message) -> None:
         self._step(running, member.StartSaid(message["start_ns"], message["latest_ns"], time.monotonic_ns()))
 
+    # -- named barriers: what `waiters` asks --
+
+    def _place(self, epoch: wire.Epoch) -> t.Optional[Place]:
+        running = self._trials.get(epoch)
+        if running is None or not running.trial.committed or running.trial.over:
+            return None
+        return Place(running.spool, running.trial.duty["deadline"])
+
+    def _instant(self, epoch: wire.Epoch, at_ns: int) -> t.Tuple[int, int]:
+        known = clock.Clock(**(self._trials[epoch].trial.clock or {}))
+        return known.to_steady(at_ns), known.bound_at(clock.read())
+
     # -- delivery --
 
     def _collect(self, running: _Running) -> None:
@@ -419,6 +439,8 @@ class Agent:
         after = running.trial.state, running.trial.failed
         if after != before:
             log("trial", epoch=running.trial.epoch, state=after[0], **({"failed": after[1]} if after[1] else {}))
+        if running.trial.over:
+            self._waiters.over(running.trial.epoch)
         if running.trial.over and self._waiting is not None:
             waiting, self._waiting = self._waiting, None
             self._prepare(waiting)

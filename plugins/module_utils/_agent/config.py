@@ -60,6 +60,11 @@ class Config(t.NamedTuple):
         """The control socket of the rendezvous."""
         return os.path.join(self.runtime_directory, "rendezvous.sock")
 
+    @property
+    def wait_socket(self) -> str:
+        """The socket of the agent at which a trial's programs wait."""
+        return os.path.join(self.runtime_directory, "agent.sock")
+
 
 def load(path: str) -> Config:
     """The configuration in the file at `path`."""

@@ -23,7 +23,7 @@ import ssl
 import time
 import typing as t
 
-from . import barrier, clock, wire
+from . import barrier, clock, named, wire
 from .config import Config
 from .evidence import Store
 from .link import keep_alive
@@ -39,7 +39,16 @@ STORE_AGAIN = 15.0
 COMPARE_AGAIN = 1.0
 
 _EVENTS = {
-    kind.__name__: kind for kind in (barrier.Connected, barrier.Lost, barrier.Reported, barrier.Abort, barrier.Tick)
+    kind.__name__: kind
+    for kind in (
+        barrier.Connected,
+        barrier.Lost,
+        barrier.Reported,
+        barrier.Abort,
+        barrier.Tick,
+        named.Waits,
+        named.Passed,
+    )
 }
 
 
@@ -118,6 +127,8 @@ class _Peer(asyncio.Protocol):
             self._rendezvous.reported(self, message)
         elif kind == "ask":
             self._rendezvous.asked(self, message)
+        else:
+            self._rendezvous.met(self, message)
 
     def _hello(self, message: wire.Message) -> None:
         run = self._rendezvous.config.run_id
@@ -362,6 +373,20 @@ class Rendezvous:
             return
         self._event(trial, barrier.Reported(member, epoch, message))
 
+    def met(self, peer: _Peer, message: wire.Message) -> None:
+        """A member has come to a named barrier, or has gone on from it."""
+        member, epoch = peer.member or "", message["epoch"]
+        trial = self._trials.get(epoch)
+        where = {"name": message["name"], "generation": message["generation"]}
+        if message["type"] == "passed":
+            if trial is not None:
+                late = {"late_ns": message["late_ns"], "bound_ns": message["bound_ns"]}
+                self._event(trial, named.Passed(member, **where, **late))
+        elif trial is None or trial.barrier is None or trial.barrier.phase == "settled":
+            peer.send(wire.encode("deny", epoch=epoch, reason="this trial is not under way", **where))
+        else:
+            self._event(trial, named.Waits(member, **where, timeout=message["timeout"]))
+
     def asked(self, peer: _Peer, message: wire.Message) -> None:
         """A member wants to upload: exactly its own files, below its own prefix."""
         member, epoch = peer.member or "", message["epoch"]
@@ -438,6 +463,12 @@ class Rendezvous:
                     line = wire.encode("prepare", epoch=trial.epoch, duty=self._duty(trial, action))
                 elif isinstance(action, barrier.Stop):
                     line = wire.encode("abort", epoch=trial.epoch, reason=action.reason[:4000])
+                elif isinstance(action, named.Release):
+                    where = {"name": action.name, "generation": action.generation}
+                    line = wire.encode("release", epoch=trial.epoch, at_ns=action.at_ns, **where)
+                elif isinstance(action, named.Deny):
+                    where = {"name": action.name, "generation": action.generation}
+                    line = wire.encode("deny", epoch=trial.epoch, reason=action.reason[:4000], **where)
                 elif isinstance(action, barrier.Settle):
                     line = wire.encode("settled", epoch=trial.epoch)
                 else:
@@ -458,6 +489,7 @@ class Rendezvous:
             "user": submission["user"],
             "timeout": submission["timeout"],
             "patience": action.patience,
+            "deadline": submission["deadline"],
             "upload": submission["evidence"] is not None,
             "reference": reference and reference.to_json(),
             "max_clock_error": submission["max_clock_error"],
@@ -494,7 +526,8 @@ class Rendezvous:
         trial.storing = self._spawn(self._store_result(trial))
 
     async def _store_result(self, trial: _Trial) -> None:
-        if trial.submission["evidence"] is not None:
+        # What has formed anew is told by the trial.json of the attempt that came of it.
+        if trial.submission["evidence"] is not None and trial.result()["outcome"] != "reform":
             store = self._store(trial)
             while True:
                 body = json.dumps(trial.result(), indent=1, sort_keys=True).encode("ascii") + b"\n"
@@ -554,15 +587,16 @@ class Rendezvous:
             raise RequestError(f"this is the rendezvous of {self.config.run_id}, not of {epoch.run}")
         known = self._trials.get(epoch)
         if known is not None:
-            if known.submission != submission:
+            # The members of a trial that forms anew are what became of the attempt before: its epoch says all.
+            if known.submission != submission and not (known.submission["form"] and submission["form"]):
                 raise RequestError(
                     f"{epoch} was submitted before with other arguments: a new attempt needs a new number"
                 )
             log("attached", epoch=epoch)
             return known
-        names = [entry["name"] for entry in submission["members"]]
-        if not names or len(set(names)) != len(names):
-            raise RequestError(f"the members of {epoch} are not a set of names, or are none")
+        problem = barrier.seats_problem(submission)
+        if problem is not None:
+            raise RequestError(problem)
         newest = max((other.attempt for other in self._trials if other.trial == epoch.trial), default=0)
         if epoch.attempt < newest:
             raise RequestError(f"attempt {newest} of {epoch.trial} is known already: {epoch} is stale")
@@ -571,7 +605,7 @@ class Rendezvous:
         self._write(trial, {"submission": submission, "at": time.time()})
         if trial.file is not None:
             os.fdatasync(trial.file.fileno())
-        log("submitted", epoch=epoch, members=len(names))
+        log("submitted", epoch=epoch, members=len(trial.names))
         self._next_turn()
         return trial
 

@@ -12,9 +12,11 @@ Messages, each of a trial carrying its epoch:
     ping     my time                          pong     my time when it came, my time when it went
     report   all I know of a trial            prepare  make ready, measure your clock, fork, say armed
     ask      may I upload these files         start    the instant T
-                                              abort    let go (before T), stop the command (after T)
-                                              grants   signed requests, one a file
+    wait     at a named barrier               abort    let go (before T), stop the command (after T)
+    passed   how punctual I went on           grants   signed requests, one a file
                                               settled  nothing more is wanted of this trial
+                                              release  the instant at which waiters go on
+                                              deny     why they wait in vain
                                               refuse   why not
 
 A report is the whole state, never a difference: it may be lost, repeated or come after a reconnect without harm.
@@ -192,6 +194,10 @@ REASON = text(4000)
 SHA256 = text(64, r"[0-9a-f]{64}")
 VARIABLE = text(256, r"[A-Za-z_][A-Za-z0-9_]*")
 
+#: A named barrier, and its how manyth use.
+NAME = text(128, r"[A-Za-z0-9][A-Za-z0-9._:-]*")
+GENERATION = integer(1, 10**6)
+
 _EPOCH = record(run=RUN, trial=TRIAL, attempt=integer(1, 10**6))
 
 CLOCK = record(
@@ -238,6 +244,8 @@ DUTY = record(
     timeout=number(0.001, 10**8),
     #: Seconds after which an agent that has heard nothing more lets go by itself.
     patience=number(0, 10**8),
+    #: How long a wait at a named barrier lasts unless it says something else.
+    deadline=number(0.001, 10**6),
     #: Whether there is somewhere to upload to; without it the files stay on the host.
     upload=flag,
     #: How well the rendezvous knew the time when it said this: null when its clock is not disciplined.
@@ -263,6 +271,8 @@ FROM_MEMBER: t.Dict[str, Check] = {
         files=maybe(FILES),
     ),
     "ask": record(epoch=_epoch, files=FILES),
+    "wait": record(epoch=_epoch, name=NAME, generation=GENERATION, timeout=number(0, 10**8)),
+    "passed": record(epoch=_epoch, name=NAME, generation=GENERATION, late_ns=NANOSECONDS, bound_ns=integer(0, 2**62)),
 }
 
 FROM_RENDEZVOUS: t.Dict[str, Check] = {
@@ -285,8 +295,12 @@ FROM_RENDEZVOUS: t.Dict[str, Check] = {
         ),
     ),
     "settled": record(epoch=_epoch),
+    "release": record(epoch=_epoch, name=NAME, generation=GENERATION, at_ns=NANOSECONDS),
+    "deny": record(epoch=_epoch, name=NAME, generation=GENERATION, reason=REASON),
     "refuse": record(epoch=maybe(_epoch), reason=REASON),
 }
+
+_LEFT = listing(record(member=MEMBER, was=REASON), 100000)
 
 #: What a controller may submit: arguments of start_barrier.
 SUBMISSION = record(
@@ -308,7 +322,24 @@ SUBMISSION = record(
     deadline=number(0.001, 10**6),
     timeout=number(0.001, 10**8),
     delivery_deadline=number(0, 10**6),
-    policy=choice("all"),
+    #: Who may start: see `barrier.Seats`. Without it all members, and all are needed.
+    seats=maybe(
+        listing(
+            record(members=listing(MEMBER, 100000), seats=integer(1, 100000), least=integer(1, 100000)),
+            100000,
+        )
+    ),
+    #: Seconds that those who were meant to start have once the seats could be filled by others.
+    grace=number(0, 10**6),
+    #: End with the roster, instead of starting, when others than those who were meant have to start.
+    form=flag,
+    formed_from=maybe(
+        listing(
+            record(attempt=integer(1, 10**6), roster=listing(MEMBER, 100000), replaced=_LEFT, dropped=_LEFT),
+            100000,
+        )
+    ),
+    on_early_exit=choice("continue", "stop_on_failure", "stop"),
     max_clock_error=number(0, 10**6),
     on_clock_error=choice("mark", "refuse"),
     collect=listing(text(1024), 1000),

@@ -203,7 +203,13 @@ def test_the_plan_has_what_the_stages_read() -> None:
         {"src": "w/x", "dest": "x", "groups": ["party", "chain"]},
         {"src": "experiments/y.jar", "dest": "z", "groups": ["chain"]},
     ]
-    assert expanded["barrier"] == {"policy": "all", "deadline": 60, "max_clock_error": 0.05, "on_clock_error": "mark"}
+    assert expanded["barrier"] == {
+        "deadline": 60,
+        "grace": 10,
+        "on_early_exit": "continue",
+        "max_clock_error": 0.05,
+        "on_clock_error": "mark",
+    }
     assert json.loads(json.dumps(expanded)) == expanded
 
 

@@ -75,7 +75,14 @@ def test_the_arguments_of_start_barrier(plan: dict[str, t.Any]) -> None:
         "links": {"dkg": "/opt/startline/artifacts/dkg"},
         "deadline": 60,
         "timeout": 120,
-        "policy": "all",
+        "seats": [
+            {"members": ["party-0", "party-1"], "seats": 2, "least": 2},
+            {"members": ["chain-0"], "seats": 1, "least": 1},
+        ],
+        "grace": 10,
+        "form": True,
+        "formed_from": [],
+        "on_early_exit": "continue",
         "max_clock_error": 0.05,
         "on_clock_error": "mark",
         "collect": ["*.log"],
@@ -108,8 +115,7 @@ def test_a_template_that_fails_names_trial_member_and_key(plan: dict[str, t.Any]
 def test_only_what_is_not_finished_is_run_again_and_attempts_count_on(plan: dict[str, t.Any]) -> None:
     first, second, *_rest = [trial["trial_id"] for trial in plan["trials"]]
     attempts = {first: {"attempt": 1, "finished": True}, second: {"attempt": 3, "finished": False}}
-    composed = _trial.compose_trials(plan, HOSTS, run_id=RUN, attempts=attempts, bucket="b")
-    assert [(c["trial_id"], c["attempt"]) for c in composed] == [
+    assert [(entry["trial_id"], entry["attempt"]) for entry in _trial.left(plan, attempts)] == [
         ("protocol-two-words.r1", 3),
         ("protocol-normal.r2", 1),
         ("protocol-two-words.r2", 1),
