@@ -328,7 +328,8 @@ barriers:
 skew:
   description:
     - How long after T the commands were started. C(bound_us) is how well the least known clock was known; the true distance
-      between two members may be larger than the one shown by twice that.
+      between two members may be larger than the one shown by twice that. C(why) tells what made the last one late: C(armed late),
+      C(CPU) or C(clock), with the figure; or an ordinary wake-up.
   returned: when a command was started
   type: dict
   sample: {n: 2, min_us: 81.2, p50_us: 81.2, p99_us: 214.0, max_us: 214.0, bound_us: 301.5, last: party-1, why: ordinary wake-up}

@@ -477,10 +477,8 @@ class Barrier:
         if isinstance(event, Passed):
             self._named.passed(event)
             return []
-        if self.phase != "running" or member.role != "starter" or member.ended:
-            reason = f"barrier {event.name}: {member.name} is not running in {self.epoch}"
-            return [Deny(event.member, event.name, event.generation, reason)]
-        return list(self._named.arrive(event, now))
+        running = self.phase == "running" and member.role == "starter" and not member.ended
+        return list(self._named.arrive(event, now, None if running else f"{member.name} does not run in {self.epoch}"))
 
     def _on_abort(self, event: Abort, now: Now) -> t.List[Action]:
         if self.phase == "gathering":
@@ -842,14 +840,17 @@ def _late_ns(report: t.Mapping[str, t.Any]) -> t.Optional[int]:
 
 
 def _why(report: t.Mapping[str, t.Any], median_us: float) -> str:
-    """Why the last member was the last one."""
+    """Why the last member was the last one: armed late, CPU, clock; or nothing but an ordinary wake-up."""
     late = (_late_ns(report) or 0) / 1e3
     noticed, start = report.get("noticed_ns"), report.get("start_ns")
     if noticed is not None and start is not None and noticed > start:
-        return f"T reached it {(noticed - start) / 1e3:.0f} us after T"
-    if late <= max(2 * median_us, 200.0):
-        return "ordinary wake-up"
-    return f"woken {late:.0f} us late, half of the members within {median_us:.0f} us: its CPU was busy"
+        return f"armed late: T reached it {(noticed - start) / 1e3:.0f} us after T"
+    if late > max(2 * median_us, 200.0):
+        return f"CPU: woken {late:.0f} us late, half of the members within {median_us:.0f} us"
+    bound = ((report.get("clock") or {}).get("bound_ns") or 0) / 1e3
+    if bound > late:
+        return f"clock: woken {late:.0f} us late, but its clock is known to {bound:.0f} us only"
+    return "ordinary wake-up"
 
 
 def percentile(values: t.Sequence[float], percent: float) -> float:

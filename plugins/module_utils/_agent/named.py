@@ -94,10 +94,12 @@ class NamedBarriers:
         """When (steady) the next of those who wait loses patience."""
         return min((meeting.deadline for meeting in self._open.values()), default=float("inf"))
 
-    def arrive(self, event: Waits, now: Now) -> t.List[Answer]:
-        """Take an arrival; the answer, if there is one already."""
+    def arrive(self, event: Waits, now: Now, unable: t.Optional[str]) -> t.List[Answer]:
+        """Take an arrival; the answer, if there is one already. `unable` says why the member cannot meet anybody."""
         title = (event.name, event.generation)
         meeting = self._meetings.get(title)
+        if unable is not None and (meeting is None or title in self._open):
+            return [Deny(event.member, *title, f"barrier {event.name}: {unable}")]
         if meeting is None:
             if len(self._meetings) >= MAX_MEETINGS:
                 reason = f"a trial has {MAX_MEETINGS} meetings at named barriers at most"
