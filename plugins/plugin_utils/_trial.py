@@ -275,3 +275,14 @@ def find(plan: t.Mapping[str, t.Any], trial_id: str) -> t.Mapping[str, t.Any]:
     if trial_id not in trials:
         raise PlanError(f"the plan has no trial {trial_id}. " + did_you_mean(trial_id, trials, "It has"))
     return trials[trial_id]
+
+
+def needed(plan: t.Mapping[str, t.Any], missing: t.Collection[str]) -> list[str]:
+    """The members among `missing` without which some trial cannot start, in the order of the plan."""
+    found = {plan["rendezvous"]} & set(missing)
+    for trial in plan["trials"]:
+        for entry in Formation.planned(plan, trial).seats:
+            gone = set(entry["members"]).intersection(missing)
+            if len(entry["members"]) - len(gone) < entry["least"]:
+                found |= gone
+    return [member["name"] for member in plan["members"] if member["name"] in found]

@@ -59,8 +59,14 @@ def test_launches(plan: dict[str, t.Any]) -> None:
     assert found == _launch.launches(plan, RUN, "x", default_region="us-east-1", default_image=image)
 
 
+def test_needed(plan: dict[str, t.Any]) -> None:
+    assert call("needed", plan, []) == []
+    assert call("needed", plan, ["party-1"]) == ["party-1"]
+
+
 CALLS: dict[str, dict[str, t.Any]] = {
     "trials": {},
+    "needed": {"missing": []},
     "hosts_config": {"hosts": {}},
     "sites": {},
     "launches": {"run_id": "x", "expires": "y", "region": "us-east-1"},
