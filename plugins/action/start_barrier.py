@@ -35,7 +35,7 @@ ARGUMENT_SPEC: dict[str, t.Any] = {
     "links": {"type": "dict", "default": {}},
     "deadline": {"type": "float", "default": 60},
     "timeout": {"type": "float", "default": 3600},
-    "delivery_deadline": {"type": "float", "default": 600},
+    "delivery_deadline": {"type": "float", "default": _barrier_call.DELIVERY_DEADLINE},
     "seats": {
         "type": "list",
         "elements": "dict",

@@ -15,6 +15,8 @@ from ansible_collections.startline.lab.plugins.module_utils._agent import barrie
 
 #: Seconds beyond the trial's own deadlines for everything between the controller and the rendezvous.
 SLACK: t.Final = 30.0
+#: Seconds after the last command's end within which the evidence is delivered.
+DELIVERY_DEADLINE: t.Final = 600.0
 #: Names that a message shows before it says how many more there are.
 SHOWN: t.Final = 12
 
@@ -42,8 +44,8 @@ def submission(arguments: t.Mapping[str, t.Any]) -> dict[str, t.Any]:
     for name in ("files", "links"):
         trial[name] = {str(path): str(value) for path, value in (arguments.get(name) or {}).items()}
     trial["user"] = arguments.get("user") or None
-    # What start_barrier has no option for.
-    return {"form": False, "formed_from": None, **trial}
+    # What only one of the actions that submit trials says.
+    return {"form": False, "formed_from": None, "delivery_deadline": DELIVERY_DEADLINE, **trial}
 
 
 def check(trial: t.Mapping[str, t.Any]) -> None:
