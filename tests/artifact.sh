@@ -116,7 +116,7 @@ print(f"  {kind}: {', '.join(sorted(name.rpartition('.')[2] for name in names))}
 sys.exit(not names)
 EOF
   done
-  ansible_doc startline.lab.start_barrier >/dev/null
+  ansible_doc startline.lab.start_barrier startline.lab.trial >/dev/null
 )
 
 project() (

@@ -328,7 +328,7 @@ barriers:
 skew:
   description:
     - How long after T the commands were started. C(bound_us) is how well the least known clock was known; the true distance
-      between two members may be larger than the one shown by twice that. C(why) tells what made the last one late: C(armed late),
+      between two members may be larger than the one shown by twice that. C(why) tells what made the last one late, C(armed late),
       C(CPU) or C(clock), with the figure; or an ordinary wake-up.
   returned: when a command was started
   type: dict

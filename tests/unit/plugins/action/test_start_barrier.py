@@ -149,4 +149,5 @@ def test_the_documentation_has_the_arguments_that_are_checked() -> None:
         }
 
     documentation = yaml.safe_load(documented.DOCUMENTATION)
+    assert {"roster", "dropped", "barriers"} <= yaml.safe_load(documented.RETURN).keys()
     assert flat(documentation["options"], "suboptions") == flat(start_barrier.ARGUMENT_SPEC, "options")
