@@ -340,7 +340,6 @@ class Barrier:
         self._gone: t.Dict[str, str] = {}
         self._named = NamedBarriers(())
         self._submitted = now
-        self._armed: t.Optional[Now] = None
         self._published: t.Optional[Now] = None
         self._start_steady = 0.0
         self._ended: t.Optional[Now] = None
@@ -586,7 +585,6 @@ class Barrier:
         """The roster is armed: choose T and say it; let the others go. Happens once."""
         lead = self._lead()
         self.phase, self._published, self.start_ns = "running", now, now.wall_ns + lead
-        self._armed = now
         self._start_steady = now.steady + lead / 1e9
         self._deadline = self._start_steady + self.submission["timeout"] + STOP_GRACE + EXIT_SLACK
         self._named = NamedBarriers(member.name for member in self._roster)
@@ -614,7 +612,7 @@ class Barrier:
         Before the trial has settled it is what is known so far; evidence that is on its way is then no fault.
         """
         verdict, reasons = self._judge()
-        start = self.start_ns
+        start, last_armed = self.start_ns, self._last_armed()
         return {
             "format": "startline-trial/1",
             "epoch": self.epoch.to_json(),
@@ -623,13 +621,13 @@ class Barrier:
             "verdict": verdict,
             "reasons": reasons,
             "submitted": self._submitted.wall_ns / 1e9,
-            "armed": self._armed and self._armed.wall_ns / 1e9,
+            "armed": last_armed and last_armed["at"],
             "published": self._published and self._published.wall_ns / 1e9,
             "start": None if start is None else start / 1e9,
             "start_ns": start,
             "ended": self._ended and self._ended.wall_ns / 1e9,
             "lead_s": None if start is None or self._published is None else (start - self._published.wall_ns) / 1e9,
-            "last_armed": self._last_armed(),
+            "last_armed": last_armed,
             "skew": self._skew(),
             "roster": None if not self._decided else [member.name for member in self._roster],
             "replaced": self._changed("replaced"),
