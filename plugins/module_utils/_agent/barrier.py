@@ -411,6 +411,7 @@ class Barrier:
             (self._undone.discard if member.done else self._undone.add)(member.name)
             if member.ended and member.name not in self._gone:
                 self._gone[member.name] = str(after)
+                self._early_exit(member)
 
     def greet(self, member: str, now: Now) -> t.List[Action]:
         """What a member that is (again) connected has to be told. Changes nothing."""
@@ -501,8 +502,6 @@ class Barrier:
             actions += self._gather(now)
         if self.phase == "running":
             actions += self._named.advance(now, self._gone, lambda name: str(self._members[name].standing), self._lead)
-            if self._stop_wanted is None:
-                self._look_for_early_exit()
             if self._stop_wanted is not None and self._stopped is None and now.steady >= self._start_steady:
                 self._stopped = self._stop_wanted
                 self._deadline = min(self._deadline, now.steady + STOP_GRACE + EXIT_SLACK)
@@ -548,13 +547,14 @@ class Barrier:
         """Give everybody a role; what has become of those who were meant to start and do not."""
         changed = []
         for group in self._seats:
-            substitutes = iter([name for name in group.members if name in chosen and name not in group.meant])
+            meant = set(group.meant)
+            substitutes = iter([name for name in group.members if name in chosen and name not in meant])
             for name in group.members:
                 member = self._members[name]
                 member.was = str(member.standing)
                 if name in chosen:
                     member.role = "starter"
-                elif name not in group.meant:
+                elif name not in meant:
                     member.role = "spare"
                 else:
                     substitute = next(substitutes, None)
@@ -565,17 +565,15 @@ class Barrier:
         self._unended, self._undone = set(chosen), set(chosen)
         return changed
 
-    def _look_for_early_exit(self) -> None:
-        """The first who has ended, if that is to stop the others."""
+    def _early_exit(self, member: _Member) -> None:
+        """A member has ended: see whether that is to stop the others."""
         policy = self.submission["on_early_exit"]
-        if policy == "continue" or not self._gone:
+        if policy == "continue" or self._stop_wanted is not None:
             return
-        for name in self._gone:
-            problem = self._member_problem(self._members[name])
-            if problem is not None or policy == "stop":
-                self._early = name
-                self._stop_wanted = f"{name} {problem or 'has ended'}"
-                return
+        problem = self._member_problem(member)
+        if problem is not None or policy == "stop":
+            self._early = member.name
+            self._stop_wanted = f"{member.name} {problem or 'has ended'}"
 
     def _lead(self) -> int:
         """How long before an instant it has to be said (ns)."""

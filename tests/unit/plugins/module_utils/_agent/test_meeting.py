@@ -25,6 +25,11 @@ def wait(world: World, name: str, *arguments: str) -> str:
     return f"PYTHONPATH={world.environment['PYTHONPATH']} {world.python} -m _agent.cli wait {name} {options}"
 
 
+def journal(world: World) -> pathlib.Path:
+    """What the rendezvous has been told of the trial."""
+    return world.directory / "rendezvous" / "state" / "rendezvous" / RUN / "r1.1.journal"
+
+
 def out(world: World, member: str) -> str:
     return (world.spool(member) / "stdout").read_text(encoding="utf-8")
 
@@ -88,8 +93,7 @@ def test_a_meeting_outlives_the_rendezvous_and_the_agent(make_world: Make, victi
         "party-1": f"until [ -e {flag} ]; do sleep 0.02; done; {wait(world, 'c')} && echo met",
     }
     waiting = world.submit(world.trial(commands=commands))
-    journal = world.directory / "rendezvous" / "state" / "rendezvous" / RUN / "r1.1.journal"
-    until(lambda: journal.exists() and b'"Waits"' in journal.read_bytes(), what="the arrival")
+    until(lambda: journal(world).exists() and b'"Waits"' in journal(world).read_bytes(), what="the arrival")
     world.kill(victim)
     world.start(victim)
     flag.touch()
@@ -161,7 +165,8 @@ def test_a_waiter_that_is_killed_has_come_all_the_same(make_world: Make) -> None
     world = make_world(2)
     world.start_all()
     flag = world.directory / "go"
-    killed = f"timeout -s KILL 1 {wait(world, 'd').replace('PYTHONPATH', 'env PYTHONPATH')}; touch {flag}; sleep 0.5"
+    come = f"until grep -q '\"Waits\"' {journal(world)}; do sleep 0.02; done"
+    killed = f"{wait(world, 'd')} & {come}; kill -9 $!; touch {flag}; sleep 0.5"
     other = f"until [ -e {flag} ]; do sleep 0.02; done; {wait(world, 'd')} && echo met"
     result = world.run(world.trial(commands={"party-0": killed, "party-1": other}))
     assert out(world, "party-1") == "met\n"
