@@ -300,6 +300,19 @@ def test_a_clock_that_was_wrong_in_the_trial(
     assert (result["verdict"], result["reasons"]) == (verdict, [f"b: {words}"])
 
 
+def test_what_a_command_leaves_behind_is_named() -> None:
+    scene = Scene()
+    scene.armed()
+    scene.say("a", "delivered")
+    port = {"protocol": "udp", "port": 9000, "pid": 8, "command": "serve"}
+    scene.say("b", "delivered", exit={**EXIT, "remaining": [{"pid": 7, "command": "dd"}], "ports": [port]})
+    result = scene.barrier.result()
+    assert (result["verdict"], result["reasons"]) == (
+        "degraded",
+        ["b left dd (pid 7) running, which cannot be ended", "b left udp port 9000, held by serve (pid 8)"],
+    )
+
+
 def test_an_honest_clock_may_be_wrong() -> None:
     """Off by two seconds, but measured: T was said on the rendezvous' clock."""
     scene = Scene(on_clock_error="refuse")
