@@ -100,8 +100,11 @@ class Waiters:
             os.makedirs(os.path.dirname(self.path), 0o755, exist_ok=True)
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(self.path)
-            listener.bind(self.path)
-            os.chmod(self.path, 0o666)  # noqa: S103  for the user of any command; it does one thing
+            mask = os.umask(0o111)  # for the user of any command; it does one thing
+            try:
+                listener.bind(self.path)
+            finally:
+                os.umask(mask)
             listener.listen(128)
         except OSError as error:
             listener.close()
