@@ -10,7 +10,9 @@ import typing as t
 from ansible.errors import AnsibleActionFail
 from ansible.plugins.action import ActionBase
 
-from ansible_collections.startline.lab.plugins.plugin_utils import _tls
+from ansible_collections.startline.lab.plugins.plugin_utils import _mailbox, _tls
+from ansible_collections.startline.lab.plugins.plugin_utils._aws import AWS_ARGUMENT_SPEC, AwsOptions, is_aws_error
+from ansible_collections.startline.lab.plugins.plugin_utils._errors import RequirementError
 
 #: How long certificates are good when nobody says how long the run may last.
 DEFAULT_LIFE = datetime.timedelta(days=30)
@@ -28,9 +30,13 @@ class ActionModule(ActionBase):
         result = super().run(tmp, task_vars)
         del tmp
         arguments = dict(self._task.args)
+        # Credentials stay on the controller.
+        aws = AwsOptions.from_args({name: arguments.pop(name, None) for name in AWS_ARGUMENT_SPEC})
         directory = arguments.get("tls_directory")
         if arguments.get("state", "present") == "present" and directory:
             arguments.update(self._certificates(arguments, str(directory)))
+            if arguments.get("mailbox_bucket") or arguments.get("transport") == "s3":
+                arguments.update(self._mailboxes(arguments, str(directory), aws))
         result.update(
             self._execute_module(module_name="startline.lab.agent", module_args=arguments, task_vars=task_vars)
         )
@@ -52,13 +58,40 @@ class ActionModule(ActionBase):
                 "certificate": own.certificate,
                 "key": own.key,
             }
-            # Booleans come as words too (yes, "true"): the module decides; a pair that is not used is not installed.
-            if str(arguments.get("rendezvous", False)).lower() in ("true", "yes", "on", "1", "y", "t"):
+            if _is_true(arguments.get("rendezvous")):
                 served = store.rendezvous(now, expires)
                 found.update(rendezvous_certificate=served.certificate, rendezvous_key=served.key)
         except _tls.TlsError as error:
             raise AnsibleActionFail(str(error)) from error
         return found
+
+    def _mailboxes(self, arguments: dict[str, t.Any], directory: str, aws: AwsOptions) -> dict[str, str]:
+        """The module's arguments for members that reach the rendezvous through S3."""
+        for name in ("mailbox_bucket", "mailbox_prefix"):
+            if not arguments.get(name):
+                raise AnsibleActionFail(f"missing required arguments: {name}")
+        place = _mailbox.Place(
+            str(arguments["mailbox_bucket"]), str(arguments["mailbox_prefix"]), aws.region, aws.endpoint_url
+        )
+        made = _mailbox.Directory(directory, str(arguments["run_id"]), place)
+        found = {}
+        try:
+            if arguments.get("transport") == "s3":
+                found["mailbox"] = made.member(str(arguments["member"]), lambda: aws.client("s3"))
+            if _is_true(arguments.get("rendezvous")):
+                found["mailboxes"] = made.rendezvous()
+        except (OSError, RequirementError) as error:
+            raise AnsibleActionFail(f"no mailbox for {arguments['member']}: {error}") from error
+        except Exception as error:
+            if not is_aws_error(error):
+                raise
+            raise AnsibleActionFail(f"requests for {arguments['member']} cannot be signed: {error}") from error
+        return found
+
+
+def _is_true(value: t.Any) -> bool:
+    """Booleans come as words too (yes, "true"): the module decides; what is not used is not installed."""
+    return str(value).lower() in ("true", "yes", "on", "1", "y", "t")
 
 
 def _expiry(text: t.Any, now: datetime.datetime) -> datetime.datetime:

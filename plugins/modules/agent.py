@@ -82,12 +82,36 @@ options:
   rendezvous_key:
     description: Key of O(rendezvous_certificate) (PEM). Usually made by the controller from O(tls_directory).
     type: str
+  transport:
+    description:
+      - How this host reaches the rendezvous.
+      - V(s3) is for hosts without a route to it. They leave letters in S3, by signed requests, and hold no credentials.
+        A trial starts a few seconds later with them, and their clocks should be disciplined on their own.
+    type: str
+    choices: [tcp, s3]
+    default: tcp
+  mailbox_bucket:
+    description:
+      - Bucket with the mailboxes of members whose O(transport) is V(s3). Required for them, and for the rendezvous if
+        there are such members.
+    type: str
+  mailbox_prefix:
+    description: Prefix of the run in O(mailbox_bucket). Required with it.
+    type: str
+  mailbox:
+    description: The member's mailbox (JSON). Usually made by the controller.
+    type: str
+  mailboxes:
+    description: All mailboxes of the run, for the rendezvous (JSON). Usually made by the controller.
+    type: str
   imds:
     description:
       - Base address of the instance metadata service, from which the evidence records the instance's identity.
       - An empty string where there is none.
     type: str
     default: http://169.254.169.254
+extends_documentation_fragment:
+  - startline.lab.aws
 """
 
 EXAMPLES = r"""
@@ -98,6 +122,18 @@ EXAMPLES = r"""
     rendezvous_address: "{{ hostvars['party-0']['private_address'] }}"
     rendezvous: "{{ inventory_hostname == 'party-0' }}"
     tls_directory: "{{ startline_private_dir }}/runs/{{ run_id }}/tls"
+  become: true
+
+- name: Set it up on a host that cannot reach the coordinator
+  startline.lab.agent:
+    run_id: "{{ run_id }}"
+    member: "{{ inventory_hostname }}"
+    rendezvous_address: "{{ hostvars['party-0']['private_address'] }}"
+    tls_directory: "{{ startline_private_dir }}/runs/{{ run_id }}/tls"
+    transport: s3
+    mailbox_bucket: my-evidence
+    mailbox_prefix: "dkg/{{ run_id }}"
+    region: us-east-1
   become: true
 
 - name: Remove it from hosts that are to be kept
@@ -131,6 +167,7 @@ if t.TYPE_CHECKING:
     from ansible_collections.startline.lab.plugins.module_utils._agent import (  # noqa: F401
         agent,
         barrier,
+        carrier,
         cli,
         client,
         clock,
@@ -140,9 +177,11 @@ if t.TYPE_CHECKING:
         launcher,
         link,
         log,
+        mailbox,
         member,
         named,
         ports,
+        peers,
         reactor,
         rendezvous,
         waiters,
@@ -154,6 +193,7 @@ SUBJECTS = (
     "__init__",
     "agent",
     "barrier",
+    "carrier",
     "cli",
     "client",
     "clock",
@@ -163,9 +203,11 @@ SUBJECTS = (
     "launcher",
     "link",
     "log",
+    "mailbox",
     "member",
     "named",
     "ports",
+    "peers",
     "reactor",
     "rendezvous",
     "waiters",
@@ -276,6 +318,12 @@ def wanted_files(params: t.Mapping[str, t.Any], sources: t.Mapping[str, str], py
         File(f"{tls}/member.key", params["key"], 0o600, "certificates"),
         File(f"{UNITS}/{AGENT}", AGENT_UNIT.format(program=PROGRAM), 0o644, AGENT, True),
     ]
+    if params["mailbox"]:
+        config["mailbox"] = tls + "/mailbox.json"
+        files.append(File(config["mailbox"], params["mailbox"], 0o600, "certificates"))
+    if params["rendezvous"] and params["mailboxes"]:
+        config["mailboxes"] = tls + "/mailboxes.json"
+        files.append(File(config["mailboxes"], params["mailboxes"], 0o600, "certificates"))
     if params["rendezvous"]:
         config["rendezvous_certificate"] = tls + "/rendezvous.crt"
         config["rendezvous_key"] = tls + "/rendezvous.key"
@@ -381,7 +429,10 @@ class Host:
 
     def _present(self) -> list[str]:
         """Files of an earlier installation that would not be overwritten by this one."""
-        found = [f"{UNITS}/{RENDEZVOUS}", f"{ETC}/tls/rendezvous.crt", f"{ETC}/tls/rendezvous.key"]
+        found = [f"{UNITS}/{RENDEZVOUS}"]
+        found += [
+            f"{ETC}/tls/{name}" for name in ("rendezvous.crt", "rendezvous.key", "mailbox.json", "mailboxes.json")
+        ]
         package = f"{LIBRARY}/startline_agent"
         if os.path.isdir(package):
             found += [f"{package}/{name}" for name in os.listdir(package) if name.endswith(".py")]
@@ -393,7 +444,7 @@ class Host:
         # Only what is ours: other directories of Startline may stand beside it.
         owned = (LIBRARY, f"{ETC}/tls", f"{STATE}/trials", f"{STATE}/rendezvous")
         trees = [path for path in owned if os.path.exists(path)]
-        single = (PROGRAM, f"{ETC}/agent.json", f"{RUN}/rendezvous.sock", f"{RUN}/host.json")
+        single = (PROGRAM, f"{ETC}/agent.json", f"{STATE}/mailbox.json", f"{RUN}/rendezvous.sock", f"{RUN}/host.json")
         files = [f"{UNITS}/{unit}" for unit in units] + [path for path in single if os.path.exists(path)]
         for part in (*units, *trees, *files):
             self.note(part)
@@ -434,10 +485,22 @@ def main() -> None:
             "rendezvous_certificate": {"type": "str"},
             "rendezvous_key": {"type": "str", "no_log": True},
             "imds": {"type": "str", "default": "http://169.254.169.254"},
+            "transport": {"type": "str", "choices": ["tcp", "s3"], "default": "tcp"},
+            "mailbox_bucket": {"type": "str"},
+            "mailbox_prefix": {"type": "str"},
+            "mailbox": {"type": "str", "no_log": True},
+            "mailboxes": {"type": "str", "no_log": True},
+            # Of the part on the controller alone; hosts never get credentials.
+            "region": {"type": "str"},
+            "endpoint_url": {"type": "str"},
+            "access_key": {"type": "str", "no_log": False},
+            "secret_key": {"type": "str", "no_log": True},
+            "session_token": {"type": "str", "no_log": True},
         },
         required_if=[
             ("state", "present", present),
             ("rendezvous", True, ["rendezvous_certificate", "rendezvous_key"]),
+            ("transport", "s3", ["mailbox"]),
         ],
         supports_check_mode=True,
     )

@@ -70,6 +70,8 @@ class AwsOptions:
             config=botocore.config.Config(
                 # Without it boto3 may still sign addresses the old way, which binds neither size nor checksum.
                 signature_version="s3v4" if service == "s3" else None,
+                # And for the global address, which buckets of other regions do not answer.
+                s3={"addressing_style": "path" if self.endpoint_url else "virtual"},
                 retries={"mode": "standard", "max_attempts": 6},
                 max_pool_connections=32,
                 connect_timeout=10,

@@ -372,6 +372,8 @@ Owner = t.Annotated[
     ),
 ]
 
+Transport = t.Literal["tcp", "s3"]
+
 
 # --- the model --------------------------------------------------------------------------------------------------------
 
@@ -389,6 +391,9 @@ class Site(_Model):
     cidr: str | None = pydantic.Field(
         default=None,
         description="Private IPv4 network of the site, /16 to /28. Left out: 10.77.0.0/16 and following.",
+    )
+    transport: Transport | None = pydantic.Field(
+        default=None, description="How its hosts reach the rendezvous, if not as `barrier.transport` says."
     )
 
 
@@ -486,6 +491,10 @@ class Barrier(_Model):
     )
     on_clock_error: t.Literal["mark", "refuse"] = pydantic.Field(
         default="mark", description="Above the bound: mark the trial as degraded, or refuse to start it."
+    )
+    transport: Transport = pydantic.Field(
+        default="tcp",
+        description="How hosts reach the rendezvous: tcp, or s3 (letters in the bucket) where there is no route to it.",
     )
 
 

@@ -86,8 +86,13 @@ def expand(experiment: Experiment, *, seed: int | None = None) -> Plan:
     points = _points(experiment)
     counts = {name: max(point.counts[name] for point in points) + group.spares for name, group in spec.groups.items()}
     sites = {
-        name: {"region": spec.sites[name].region if name in spec.sites else None, "cidr": cidr}
+        name: {
+            "region": site and site.region,
+            "cidr": cidr,
+            "transport": (site and site.transport) or spec.barrier.transport,
+        }
         for name, cidr in spec.networks.items()
+        for site in [spec.sites.get(name)]
     }
     only_site = next(iter(sites))
     groups = {

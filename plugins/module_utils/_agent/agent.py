@@ -21,7 +21,7 @@ import typing as t
 
 from . import clock, delivery, launcher, member, ports, wire
 from .config import Config
-from .link import Link
+from .link import open_link
 from .log import log
 from .reactor import Reactor, Timer
 from .waiters import Place, Waiters
@@ -74,7 +74,7 @@ class Agent:
     def __init__(self, config: Config) -> None:
         self._config = config
         self._reactor = Reactor()
-        self._link = Link(config, self._reactor, self._on_up, self._on_message, self._on_down)
+        self._link = open_link(config, self._reactor, self._on_up, self._on_message, self._on_down)
         self._trials: t.Dict[wire.Epoch, _Running] = {}
         self._waiting: t.Optional[wire.Message] = None  # a prepare that comes once the trial before it is over
         self._measurement: t.Optional[_Measurement] = None

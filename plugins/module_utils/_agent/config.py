@@ -28,6 +28,8 @@ _SHAPE = wire.record(
     runtime_directory=wire.maybe(wire.text(4096)),
     imds=wire.maybe(wire.text(1024)),
     shared=wire.maybe(wire.flag),
+    mailbox=wire.maybe(wire.text(4096)),
+    mailboxes=wire.maybe(wire.text(4096)),
 )
 
 
@@ -54,6 +56,10 @@ class Config(t.NamedTuple):
     imds: t.Optional[str] = None
     #: Others work on this host too: a port that is taken during a trial need not be the trial's.
     shared: bool = False
+    #: File with this member's mailbox, when it reaches the rendezvous through S3: `carrier`.
+    mailbox: t.Optional[str] = None
+    #: File with all mailboxes of the run, for a rendezvous that has such members: `peers`.
+    mailboxes: t.Optional[str] = None
 
     @property
     def socket(self) -> str:

@@ -17,6 +17,32 @@ from .wire import Epoch
 GRANT_TIME = 3600
 
 
+def s3_client(region: t.Optional[str], endpoint_url: t.Optional[str]) -> t.Any:
+    """boto3's client with the host's role."""
+    # Here, since only a rendezvous that needs S3 needs it, and it takes half a second. The installed command runs
+    # without site-packages, which is where boto3 is.
+    import site
+
+    site.main()
+    import boto3
+    import botocore.config
+
+    config = botocore.config.Config(
+        signature_version="s3v4",
+        # Otherwise it signs for the global address, which other regions do not answer.
+        s3={"addressing_style": "path" if endpoint_url else "virtual"},
+        retries={"mode": "standard", "max_attempts": 5},
+        connect_timeout=5,
+        read_timeout=30,
+    )
+    try:
+        # Newer versions sign a CRC32 of their own otherwise, of a body that they do not have.
+        config = config.merge(botocore.config.Config(request_checksum_calculation="when_required"))
+    except TypeError:
+        pass  # an older one
+    return boto3.session.Session().client("s3", region_name=region, endpoint_url=endpoint_url, config=config)
+
+
 class Store:
     """A prefix of a bucket. Methods block, and are called from one thread."""
 
@@ -29,28 +55,7 @@ class Store:
 
     def _client(self) -> t.Any:
         if self._made is None:
-            # Here, since only a rendezvous with evidence needs it, and it takes half a second. The installed command
-            # runs without site-packages, which is where boto3 is.
-            import site
-
-            site.main()
-            import boto3
-            import botocore.config
-
-            config = botocore.config.Config(
-                signature_version="s3v4",
-                retries={"mode": "standard", "max_attempts": 5},
-                connect_timeout=5,
-                read_timeout=30,
-            )
-            try:
-                # Newer versions sign a CRC32 of their own otherwise, of a body that they do not have.
-                config = config.merge(botocore.config.Config(request_checksum_calculation="when_required"))
-            except TypeError:
-                pass  # an older one
-            self._made = boto3.session.Session().client(
-                "s3", region_name=self._region, endpoint_url=self._endpoint_url, config=config
-            )
+            self._made = s3_client(self._region, self._endpoint_url)
         return self._made
 
     def warm(self) -> None:

@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The agent's connection to the rendezvous: TCP with mutual TLS, kept up.
+"""The agent's connection to the rendezvous, kept up: TCP with mutual TLS, or a mailbox in S3.
 
-PRIVATE to the collection. A transport is anything that offers `Link`'s four methods and calls its three callbacks;
-the agent knows no more of it. Messages that are sent while the link is down are dropped: what matters is said again
-when it is up.
+PRIVATE to the collection. The agent knows `Link` and no more. Messages that are sent while the link is down are
+dropped: what matters is said again when it is up.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ import socket
 import ssl
 import typing as t
 
-from . import wire
+from . import carrier, mailbox, wire
 from .config import Config
 from .log import log
 from .reactor import Reactor, Timer
@@ -49,9 +48,21 @@ def context(config: Config) -> ssl.SSLContext:
     return made
 
 
+def open_link(
+    config: Config,
+    reactor: Reactor,
+    on_up: t.Callable[[], None],
+    on_message: t.Callable[[wire.Message], None],
+    on_down: t.Callable[[], None],
+) -> Link:
+    """The link that the configuration asks for, not yet connected."""
+    kind = TcpLink if config.mailbox is None else MailLink
+    return kind(config, reactor, on_up, on_message, on_down)
+
+
 class Link:
     """Connects, again and again; `on_up` after the welcome, `on_message` for every valid message, `on_down` at the
-    end."""
+    end. How to connect is the transport's; this is what all have in common: a socket with a message a line."""
 
     def __init__(
         self,
@@ -65,8 +76,7 @@ class Link:
         self._reactor = reactor
         self._on_up, self._on_message, self._on_down = on_up, on_message, on_down
         self._attempts = 0
-        self._socket: t.Optional[ssl.SSLSocket] = None
-        self._raw: t.Optional[socket.socket] = None
+        self._socket: t.Optional[socket.socket] = None
         self._timer: t.Optional[Timer] = None
         self._out = bytearray()
         self._lines = wire.Lines()
@@ -74,21 +84,21 @@ class Link:
 
     def connect(self) -> None:
         """Start, now."""
-        address = (self._config.rendezvous_address, self._config.rendezvous_port)
         self._out, self._lines = bytearray(), wire.Lines()
         try:
-            family, kind, protocol, _name, target = socket.getaddrinfo(*address, type=socket.SOCK_STREAM)[0]
-            self._raw = socket.socket(family, kind, protocol)
-            self._raw.setblocking(False)
-            keep_alive(self._raw)
-            result = self._raw.connect_ex(target)
-            if result not in _PENDING:
-                raise OSError(result, os.strerror(result))
+            self._open()
         except OSError as error:
             self.drop(f"cannot connect: {error}")
-            return
-        self._timer = self._reactor.after(PATIENCE, lambda: self.drop(f"no welcome within {PATIENCE:g} s"))
-        self._reactor.watch(self._raw.fileno(), selectors.EVENT_WRITE, self._on_connected)
+
+    def _open(self) -> None:
+        """Begin to connect; `_opened` when that is done."""
+        raise NotImplementedError
+
+    def _opened(self, connection: socket.socket) -> None:
+        """Read and write from now on; nobody has welcomed us yet."""
+        self._socket = connection
+        self._reactor.watch(connection.fileno(), selectors.EVENT_READ, self._on_ready)
+        self._on_ready()
 
     def send(self, kind: str, **fields: t.Any) -> None:
         """Send a message, or drop it while the link is down."""
@@ -100,12 +110,11 @@ class Link:
         once."""
         if self._timer is not None:
             self._timer.cancel()
-        held = self._socket or self._raw
-        if held is not None:
-            self._reactor.unwatch(held.fileno())
+        if self._socket is not None:
+            self._reactor.unwatch(self._socket.fileno())
             with contextlib.suppress(OSError):
-                held.close()
-        self._socket = self._raw = None
+                self._socket.close()
+        self._socket = None
         pause = min(BACKOFF_MOST, BACKOFF_FIRST * 2 ** min(self._attempts, 10)) * random.uniform(0.5, 1.0)  # noqa: S311
         # Said when it begins, and seldom after that: an agent may wait for its rendezvous for a long time.
         if self.up or self._attempts in (0, 5) or self._attempts % 50 == 0:
@@ -123,50 +132,6 @@ class Link:
         if self._socket is not None:
             with contextlib.suppress(OSError):
                 self._socket.close()
-
-    # -- on the way up --
-
-    def _on_connected(self) -> None:
-        raw = self._raw
-        if raw is None:
-            return
-        failed = raw.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
-        if failed:
-            self.drop(f"cannot connect: {os.strerror(failed)}")
-            return
-        self._reactor.unwatch(raw.fileno())
-        try:
-            # Read anew each time, so that a renewed certificate is taken up.
-            self._socket = context(self._config).wrap_socket(raw, do_handshake_on_connect=False)
-        except (OSError, ValueError) as error:
-            self.drop(f"cannot use the certificates: {error}")
-            return
-        self._raw = None
-        self._handshake()
-
-    def _handshake(self) -> None:
-        connection = self._socket
-        if connection is None:
-            return
-        try:
-            connection.do_handshake()
-        except ssl.SSLWantReadError:
-            self._reactor.watch(connection.fileno(), selectors.EVENT_READ, self._handshake)
-        except ssl.SSLWantWriteError:
-            self._reactor.watch(connection.fileno(), selectors.EVENT_WRITE, self._handshake)
-        except (OSError, ValueError) as error:
-            self.drop(f"TLS: {error}")
-        else:
-            self._on_secure(connection)
-
-    def _on_secure(self, connection: ssl.SSLSocket) -> None:
-        wanted = wire.rendezvous_uri(self._config.run_id)
-        if wanted not in wire.peer_uris(connection.getpeercert()):
-            self.drop(f"who answered is not the rendezvous of {self._config.run_id}")
-            return
-        self._reactor.watch(connection.fileno(), selectors.EVENT_READ, self._on_ready)
-        self._write(wire.encode("hello", version=wire.VERSION, run=self._config.run_id, member=self._config.member))
-        self._on_ready()
 
     # -- up --
 
@@ -186,7 +151,7 @@ class Link:
                     self._take(wire.check(wire.decode(line), wire.FROM_RENDEZVOUS))
                     if self._socket is not connection:
                         return
-        except (ssl.SSLWantReadError, ssl.SSLWantWriteError):
+        except (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError):
             return
         except wire.WireError as error:
             self.drop(f"not our protocol: {error}")
@@ -213,10 +178,77 @@ class Link:
         try:
             while self._out:
                 del self._out[: connection.send(self._out)]
-        except (ssl.SSLWantReadError, ssl.SSLWantWriteError):
+        except (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError):
             pass
         except OSError as error:
             self.drop(str(error))
             return
         events = selectors.EVENT_READ | (selectors.EVENT_WRITE if self._out else 0)
         self._reactor.watch(connection.fileno(), events, self._on_ready)
+
+
+class TcpLink(Link):
+    """TCP and TLS; each side proves its name in the run by its certificate."""
+
+    def _open(self) -> None:
+        address = (self._config.rendezvous_address, self._config.rendezvous_port)
+        family, kind, protocol, _name, target = socket.getaddrinfo(*address, type=socket.SOCK_STREAM)[0]
+        raw = self._socket = socket.socket(family, kind, protocol)
+        raw.setblocking(False)
+        keep_alive(raw)
+        result = raw.connect_ex(target)
+        if result not in _PENDING:
+            raise OSError(result, os.strerror(result))
+        self._timer = self._reactor.after(PATIENCE, lambda: self.drop(f"no welcome within {PATIENCE:g} s"))
+        self._reactor.watch(raw.fileno(), selectors.EVENT_WRITE, lambda: self._on_connected(raw))
+
+    def _on_connected(self, raw: socket.socket) -> None:
+        failed = raw.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+        if failed:
+            self.drop(f"cannot connect: {os.strerror(failed)}")
+            return
+        self._reactor.unwatch(raw.fileno())
+        try:
+            # Read anew each time, so that a renewed certificate is taken up.
+            connection = context(self._config).wrap_socket(raw, do_handshake_on_connect=False)
+        except (OSError, ValueError) as error:
+            self.drop(f"cannot use the certificates: {error}")
+            return
+        self._socket = connection
+        self._handshake(connection)
+
+    def _handshake(self, connection: ssl.SSLSocket) -> None:
+        try:
+            connection.do_handshake()
+        except ssl.SSLWantReadError:
+            self._reactor.watch(connection.fileno(), selectors.EVENT_READ, lambda: self._handshake(connection))
+        except ssl.SSLWantWriteError:
+            self._reactor.watch(connection.fileno(), selectors.EVENT_WRITE, lambda: self._handshake(connection))
+        except (OSError, ValueError) as error:
+            self.drop(f"TLS: {error}")
+        else:
+            self._on_secure(connection)
+
+    def _on_secure(self, connection: ssl.SSLSocket) -> None:
+        wanted = wire.rendezvous_uri(self._config.run_id)
+        if wanted not in wire.peer_uris(connection.getpeercert()):
+            self.drop(f"who answered is not the rendezvous of {self._config.run_id}")
+            return
+        self._out += wire.encode("hello", version=wire.VERSION, run=self._config.run_id, member=self._config.member)
+        self._opened(connection)
+
+
+class MailLink(Link):
+    """A mailbox in S3, by a child process that looks like a connection. It waits for the rendezvous as long as it
+    takes: nothing would be gained by beginning anew."""
+
+    _first = True
+
+    def _open(self) -> None:
+        config, first = self._config, self._first
+        address = mailbox.Address(config.run_id, config.member)
+        path = config.mailbox or ""
+        self._first = False
+        self._opened(
+            self._reactor.companion(lambda agent: carrier.carry(address, path, config.state_directory, first, agent))
+        )

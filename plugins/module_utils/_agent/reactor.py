@@ -13,6 +13,7 @@ import json
 import os
 import selectors
 import signal
+import socket
 import time
 import typing as t
 
@@ -136,8 +137,19 @@ class Reactor:
 
         return self._fork(run, done)
 
-    def _fork(self, run: t.Callable[[int], None], done: t.Callable[[bytes], None]) -> int:
-        read, write = os.pipe()
+    def companion(self, run: t.Callable[[socket.socket], None]) -> socket.socket:
+        """Run `run` in a forked child that lives until the returned socket, whose other end it has, is closed.
+
+        For what has to wait in ways that this loop cannot.
+        """
+        ours, theirs = socket.socketpair()
+        self._spawn(lambda _descriptor: run(theirs), theirs.fileno())
+        theirs.close()
+        ours.setblocking(False)
+        return ours
+
+    def _spawn(self, run: t.Callable[[int], None], keep: int) -> int:
+        """Fork a child that runs `run` with no descriptor but `keep`, and dies with us."""
         pid = os.fork()
         if not pid:
             status = 1
@@ -147,8 +159,8 @@ class Reactor:
                     signal.signal(number, signal.SIG_DFL)
                 with contextlib.suppress(AttributeError, OSError):
                     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, ctypes.c_ulong(signal.SIGKILL), 0, 0, 0)
-                close_all_but([write])
-                run(write)
+                close_all_but([keep])
+                run(keep)
                 status = 0
             except FileNotFoundError:
                 pass  # a program that is not installed
@@ -156,6 +168,11 @@ class Reactor:
                 log("worker failed", error=repr(error))
             finally:
                 os._exit(status)
+        return pid
+
+    def _fork(self, run: t.Callable[[int], None], done: t.Callable[[bytes], None]) -> int:
+        read, write = os.pipe()
+        pid = self._spawn(run, write)
         os.close(write)
         os.set_blocking(read, False)
         output = bytearray()

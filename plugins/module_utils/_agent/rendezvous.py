@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """The rendezvous: carries out what `barrier.Barrier` decides.
 
-PRIVATE to the collection. One asyncio process on the coordinator host: agents come over mutual TLS, the controller
-through a control socket that only root can open. One trial gathers and runs at a time, the next ones queue; the
-evidence of earlier ones is delivered meanwhile.
+PRIVATE to the collection. One asyncio process on the coordinator host: agents come over mutual TLS or leave letters in
+S3 (`peers`), the controller comes through a control socket that only root can open. One trial gathers and runs at a
+time, the next ones queue; the evidence of earlier ones is delivered meanwhile.
 
 Every event of a trial is written to its journal before anybody is told what follows from it; a restarted rendezvous
 replays the journals and goes on. What a journal misses (it is synced only when something is decided) the agents say
@@ -26,11 +26,9 @@ import typing as t
 from . import barrier, clock, named, wire
 from .config import Config
 from .evidence import Store
-from .link import keep_alive
 from .log import log
+from .peers import HELLO_LIMIT, Peer, TcpPeer, open_post
 
-#: Seconds that a connection has for its handshake, and then for its hello.
-HELLO_LIMIT = 10.0
 #: Bytes of a request on the control socket: a trial with all its members.
 REQUEST_LIMIT = 256 * 1024 * 1024
 #: Seconds between tries to store a result.
@@ -80,93 +78,6 @@ def server_context(config: Config) -> ssl.SSLContext:
     return made
 
 
-class _Peer(asyncio.Protocol):
-    """One connection: nobody until its hello agrees with its certificate."""
-
-    def __init__(self, rendezvous: Rendezvous) -> None:
-        self._rendezvous = rendezvous
-        self._lines = wire.Lines()
-        self._transport: t.Optional[asyncio.Transport] = None
-        self._limit: t.Optional[asyncio.TimerHandle] = None
-        self._address = "?"
-        self.member: t.Optional[str] = None
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._transport = t.cast(asyncio.Transport, transport)
-        self._address = str((transport.get_extra_info("peername") or ("?",))[0])
-        raw = transport.get_extra_info("socket")
-        with contextlib.suppress(OSError, AttributeError):
-            keep_alive(raw)
-        self._limit = asyncio.get_event_loop().call_later(HELLO_LIMIT, self.drop, "no hello")
-
-    def data_received(self, data: bytes) -> None:
-        came_ns = self._rendezvous.time_ns()
-        try:
-            for line in self._lines.feed(data):
-                self._take(wire.check(wire.decode(line), wire.FROM_MEMBER), came_ns)
-        except wire.WireError as error:
-            self.drop(f"not our protocol: {error}")
-
-    def connection_lost(self, exc: t.Optional[BaseException]) -> None:
-        if self._limit is not None:
-            self._limit.cancel()
-        if self.member is not None:
-            self._rendezvous.peer_lost(self, str(exc) if exc else "closed")
-
-    def _take(self, message: wire.Message, came_ns: int) -> None:
-        kind = message["type"]
-        if kind == "hello":
-            self._hello(message)
-        elif self.member is None:
-            raise wire.WireError(f"{kind} before hello")
-        elif kind == "ping":
-            bound = self._rendezvous.clock_bound()
-            sent_ns, went_ns = message["sent_ns"], self._rendezvous.time_ns()
-            self.send(wire.encode("pong", sent_ns=sent_ns, came_ns=came_ns, went_ns=went_ns, bound_ns=bound))
-        elif kind == "report":
-            self._rendezvous.reported(self, message)
-        elif kind == "ask":
-            self._rendezvous.asked(self, message)
-        else:
-            self._rendezvous.met(self, message)
-
-    def _hello(self, message: wire.Message) -> None:
-        run = self._rendezvous.config.run_id
-        member = message["member"]
-        problem = None
-        if message["version"] != wire.VERSION:
-            problem = f"protocol {wire.VERSION} is spoken here, not {message['version']}"
-        elif message["run"] != run:
-            problem = "this is the rendezvous of {}, not of {}".format(run, message["run"])
-        elif self._transport is None or wire.member_uri(run, member) not in wire.peer_uris(
-            self._transport.get_extra_info("peercert")
-        ):
-            problem = f"the certificate is not that of {member}"
-        if problem is not None:
-            self.send(wire.encode("refuse", epoch=None, reason=problem))
-            self.drop(problem)
-            return
-        if self._limit is not None:
-            self._limit.cancel()
-        self.member = member
-        self.send(wire.encode("welcome", version=wire.VERSION))
-        self._rendezvous.peer_up(self)
-
-    def send(self, line: bytes) -> None:
-        if self._transport is not None and not self._transport.is_closing():
-            self._transport.write(line)
-
-    def abort(self) -> None:
-        """Close at once; what has not been sent yet is said again on the next connection."""
-        if self._transport is not None:
-            self._transport.abort()
-
-    def drop(self, reason: str) -> None:
-        log("connection dropped", peer=self._address, member=self.member or "-", reason=reason)
-        if self._transport is not None:
-            self._transport.close()
-
-
 class _Trial:
     """One submission: its barrier once it is its turn, its journal, and who waits for it."""
 
@@ -193,8 +104,9 @@ class Rendezvous:
 
     def __init__(self, config: Config) -> None:
         self.config = config
+        self.run_id = config.run_id
         self._directory = os.path.join(config.state_directory, "rendezvous", config.run_id)
-        self._peers: t.Dict[str, _Peer] = {}
+        self._peers: t.Dict[str, Peer] = {}
         self._trials: t.Dict[wire.Epoch, _Trial] = {}
         self._steady_base = 0.0
         self._anchor = clock.read()
@@ -225,7 +137,7 @@ class Rendezvous:
         finally:
             os.umask(mask)
         server = await loop.create_server(
-            lambda: _Peer(self),
+            lambda: TcpPeer(self),
             self.config.listen_address,
             self.config.rendezvous_port,
             ssl=server_context(self.config),
@@ -233,10 +145,15 @@ class Rendezvous:
             backlog=4096,
         )
         log("rendezvous started", run=self.config.run_id, port=self.config.rendezvous_port, pid=os.getpid())
+        post = open_post(self, self.config.mailboxes, self._directory) if self.config.mailboxes else None
+        if post is not None:
+            self._spawn(post.serve())
         self._next_turn()
         await done.wait()
         server.close()
         control.close()
+        if post is not None:
+            post.close()
         for peer in list(self._peers.values()):
             peer.abort()
         await asyncio.sleep(0)  # lets the transports see that they are closed, before the loop is
@@ -341,7 +258,7 @@ class Rendezvous:
 
     # -- agents --
 
-    def peer_up(self, peer: _Peer) -> None:
+    def peer_up(self, peer: Peer) -> None:
         member = peer.member or ""
         before = self._peers.get(member)
         self._peers[member] = peer
@@ -354,7 +271,7 @@ class Rendezvous:
                 self._event(trial, barrier.Connected(member))
                 self._perform(trial, trial.barrier.greet(member, self._now()))
 
-    def peer_lost(self, peer: _Peer, reason: str) -> None:
+    def peer_lost(self, peer: Peer, reason: str) -> None:
         member = peer.member or ""
         if self._peers.get(member) is not peer:
             return
@@ -364,7 +281,15 @@ class Rendezvous:
             if member in trial.names and trial.barrier is not None:
                 self._event(trial, barrier.Lost(member))
 
-    def reported(self, peer: _Peer, message: wire.Message) -> None:
+    def haste(self) -> float:
+        """For how many seconds (from now) members are waited for before T."""
+        now, last = self._now().steady, 0.0
+        for trial in self._trials.values():
+            if trial.barrier is not None and trial.barrier.phase == "gathering":
+                last = max(last, (trial.barrier.wake_at or now) - now)
+        return last
+
+    def reported(self, peer: Peer, message: wire.Message) -> None:
         member, epoch = peer.member or "", message["epoch"]
         trial = self._trials.get(epoch)
         if trial is None or trial.barrier is None:
@@ -373,7 +298,7 @@ class Rendezvous:
             return
         self._event(trial, barrier.Reported(member, epoch, message))
 
-    def met(self, peer: _Peer, message: wire.Message) -> None:
+    def met(self, peer: Peer, message: wire.Message) -> None:
         """A member has come to a named barrier, or has gone on from it."""
         member, epoch = peer.member or "", message["epoch"]
         trial = self._trials.get(epoch)
@@ -387,7 +312,7 @@ class Rendezvous:
         else:
             self._event(trial, named.Waits(member, **where, timeout=message["timeout"]))
 
-    def asked(self, peer: _Peer, message: wire.Message) -> None:
+    def asked(self, peer: Peer, message: wire.Message) -> None:
         """A member wants to upload: exactly its own files, below its own prefix."""
         member, epoch = peer.member or "", message["epoch"]
         trial = self._trials.get(epoch)
@@ -396,7 +321,7 @@ class Rendezvous:
             return
         self._spawn(self._grant(peer, member, trial, message["files"]))
 
-    async def _grant(self, peer: _Peer, member: str, trial: _Trial, files: t.List[t.Dict[str, t.Any]]) -> None:
+    async def _grant(self, peer: Peer, member: str, trial: _Trial, files: t.List[t.Dict[str, t.Any]]) -> None:
         store = self._store(trial)
         try:
             grants = await asyncio.get_event_loop().run_in_executor(

@@ -26,6 +26,8 @@ PARAMS: dict[str, t.Any] = {
     "rendezvous_certificate": None,
     "rendezvous_key": None,
     "imds": "http://169.254.169.254",
+    "mailbox": None,
+    "mailboxes": None,
 }
 
 
@@ -60,6 +62,20 @@ def test_keys_are_for_root_alone_and_never_in_a_diff() -> None:
             assert file.mode == 0o600
         assert not (file.show and "/tls/" in path)
         assert "KEY" not in file.text or path.endswith(".key")
+
+
+def test_a_mailbox_is_for_root_alone_and_never_in_a_diff(tmp_path: t.Any) -> None:
+    served = {"rendezvous": True, "rendezvous_certificate": "RC", "rendezvous_key": "RK"}
+    found = files(mailbox="MINE", mailboxes="ALL", **served)
+    (tmp_path / "agent.json").write_text(found["/etc/startline/agent.json"].text)
+    config = agent_config.load(str(tmp_path / "agent.json"))
+    assert (config.mailbox, config.mailboxes) == (
+        "/etc/startline/tls/mailbox.json",
+        "/etc/startline/tls/mailboxes.json",
+    )
+    for path, text in ((config.mailbox, "MINE"), (config.mailboxes, "ALL")):
+        assert (found[path].text, found[path].mode, found[path].show) == (text, 0o600, False)
+    assert "/etc/startline/tls/mailboxes.json" not in files(mailboxes="ALL"), "for the rendezvous alone"
 
 
 def test_no_instance_metadata() -> None:

@@ -179,6 +179,18 @@ def test_templates_that_fail_on_hosts_fail_in_the_plan(command: str, message: st
 # --- the plan ---------------------------------------------------------------------------------------------------------
 
 
+def test_a_site_may_have_a_transport_of_its_own() -> None:
+    expanded = plan(
+        "sites: {near: {}, far: {transport: s3}}\ngroups: {a: {site: near}, b: {site: far}}\ncommand: run\n"
+    )
+    assert {name: site["transport"] for name, site in expanded["sites"].items()} == {"near": "tcp", "far": "s3"}
+    expanded = plan(
+        "sites: {near: {transport: tcp}, far: {}}\ngroups: {a: {site: near}, b: {site: far}}\n"
+        "command: run\nbarrier: {transport: s3}\n"
+    )
+    assert {name: site["transport"] for name, site in expanded["sites"].items()} == {"near": "tcp", "far": "s3"}
+
+
 def test_the_plan_has_what_the_stages_read() -> None:
     expanded = plan(
         SWEEP + "sites: {us: {region: us-east-1}}\nuser: admin\nenvironment: {A: 1}\n"
@@ -186,7 +198,7 @@ def test_the_plan_has_what_the_stages_read() -> None:
         "collect: ['*.log']\n"
     )
     assert expanded["format"] == "startline-plan/1"
-    assert expanded["sites"] == {"us": {"region": "us-east-1", "cidr": "10.77.0.0/16"}}
+    assert expanded["sites"] == {"us": {"region": "us-east-1", "cidr": "10.77.0.0/16", "transport": "tcp"}}
     assert expanded["groups"]["chain"] == {
         "site": "us",
         "count": 1,

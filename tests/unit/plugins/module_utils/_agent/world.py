@@ -15,11 +15,15 @@ import time
 import typing as t
 
 from ansible_collections.startline.lab.plugins.module_utils import _agent
-from ansible_collections.startline.lab.plugins.plugin_utils import _tls
+from ansible_collections.startline.lab.plugins.module_utils._agent import mailbox
+from ansible_collections.startline.lab.plugins.plugin_utils import _mailbox, _tls
+from ansible_collections.startline.lab.plugins.plugin_utils._aws import AwsOptions
 
 #: What makes ``python -m _agent`` run the clone's agent.
 SOURCE = os.path.dirname(os.path.dirname(os.path.abspath(_agent.__file__)))
 RUN = "test-20260101T000000Z-abcd"
+#: Of mailboxes: nobody pays for the requests here.
+PACE = mailbox.Pace(0.1, 0.3)
 
 
 def free_port() -> int:
@@ -49,6 +53,7 @@ class World:
         self.python = python
         self.port = free_port()
         self.run_id = RUN
+        self.extra_environment: dict[str, str] = {}
         self._processes: dict[str, subprocess.Popen[bytes]] = {}
         self._now = datetime.datetime.now(datetime.UTC)
         self._expires = self._now + datetime.timedelta(hours=3)
@@ -101,6 +106,21 @@ class World:
     def log(self, name: str) -> str:
         return (self.directory / name / "log").read_text(encoding="utf-8")
 
+    def use_mailboxes(self, endpoint_url: str, *members: str) -> None:
+        """Have these members reach the rendezvous through the object store at `endpoint_url`."""
+        keys = {"access_key": "key-of-a-test", "secret_key": "secret-of-a-test"}
+        options = AwsOptions(region="us-east-1", endpoint_url=endpoint_url, **keys)
+        place = _mailbox.Place("lab", f"dkg/{RUN}", "us-east-1", endpoint_url, PACE)
+        made = _mailbox.Directory(self.directory / "mail", RUN, place)
+        for member in members:
+            text = made.member(member, lambda: options.client("s3"))
+            self.configure(member, mailbox=self.write(f"{member}/mailbox.json", text), rendezvous_port=1)
+        self.configure("rendezvous", serve=True, mailboxes=self.write("mailboxes.json", made.rendezvous()))
+        self.extra_environment = {
+            "AWS_ACCESS_KEY_ID": keys["access_key"],
+            "AWS_SECRET_ACCESS_KEY": keys["secret_key"],
+        }
+
     # -- processes --
 
     def command(self, name: str, *arguments: str) -> list[str]:
@@ -108,7 +128,7 @@ class World:
 
     @property
     def environment(self) -> dict[str, str]:
-        return {**os.environ, "PYTHONPATH": SOURCE, **getattr(self, "extra_environment", {})}
+        return {**os.environ, "PYTHONPATH": SOURCE, **self.extra_environment}
 
     def start(self, *names: str) -> None:
         """Start the rendezvous (``rendezvous``) or agents (by name)."""
