@@ -143,7 +143,7 @@ def expand(experiment: Experiment, *, seed: int | None = None) -> Plan:
             }
             for artifact in spec.artifacts
         ],
-        "barrier": spec.barrier.model_dump(exclude={"quorum"}),
+        "barrier": spec.barrier.model_dump(exclude={"quorum", "transport"}),
         "timeout": spec.timeout,
         "worst_case": worst_case,
         "expires_after": spec.expires_after if spec.expires_after is not None else max(3600, 2 * worst_case + 3600),

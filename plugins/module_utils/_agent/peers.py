@@ -14,11 +14,13 @@ import contextlib
 import json
 import os
 import random
+import ssl
 import threading
 import time
 import typing as t
 
 from . import mailbox, wire
+from .config import Config
 from .evidence import s3_client
 from .launcher import read_record, write_record
 from .link import keep_alive
@@ -30,6 +32,8 @@ if t.TYPE_CHECKING:
 
 #: Seconds that a connection has for its handshake, and then for its hello.
 HELLO_LIMIT = 10.0
+#: Connections of nobody at a time; one more, and the one that has waited longest is closed.
+STRANGERS = 8192
 #: Seconds without a letter after which a member is taken for lost: two beats, and time for a third.
 SILENCE = 2.5 * mailbox.BEAT
 #: Requests to the object store at a time.
@@ -57,36 +61,94 @@ def _take(desk: Rendezvous, peer: Peer, message: wire.Message, came_ns: int) -> 
 # ---- TCP -------------------------------------------------------------------------------------------------------------
 
 
-class TcpPeer(asyncio.Protocol):
-    """One connection: nobody until its hello agrees with its certificate."""
+def server_context(config: Config) -> ssl.SSLContext:
+    """The rendezvous' side of TLS: only certificates of the run's authority."""
+    made = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    made.minimum_version = ssl.TLSVersion.TLSv1_2
+    made.verify_mode = ssl.CERT_REQUIRED
+    made.load_verify_locations(cafile=config.ca)
+    made.load_cert_chain(config.rendezvous_certificate or "", config.rendezvous_key)
+    # An agent that comes again is to prove itself again, so tickets would be made and sent for nothing.
+    made.options |= ssl.OP_NO_TICKET | getattr(ssl, "OP_NO_RENEGOTIATION", 0)
+    if hasattr(made, "num_tickets"):
+        made.num_tickets = 0
+    return made
 
-    def __init__(self, desk: Rendezvous) -> None:
-        self._desk = desk
+
+class Door:
+    """Where TCP connections come in, and wait until they have said who they are: not for long, and not too many."""
+
+    def __init__(self, desk: Rendezvous, context: ssl.SSLContext) -> None:
+        self.desk = desk
+        self.context = context
+        self._strangers: t.Dict[TcpPeer, asyncio.TimerHandle] = {}
+
+    def __call__(self) -> TcpPeer:
+        return TcpPeer(self)
+
+    def came(self, peer: TcpPeer) -> None:
+        """A connection of nobody yet."""
+        if len(self._strangers) >= STRANGERS:
+            next(iter(self._strangers)).drop("too many have come that do not say who they are")
+        self._strangers[peer] = asyncio.get_event_loop().call_later(HELLO_LIMIT, peer.drop, "no hello")
+
+    def known(self, peer: TcpPeer) -> None:
+        """It has a name, or is gone."""
+        timer = self._strangers.pop(peer, None)
+        if timer is not None:
+            timer.cancel()
+
+
+class TcpPeer(asyncio.Protocol):
+    """One connection: nobody until its hello agrees with its certificate.
+
+    TLS is done here and not by asyncio, whose buffers take 256 KiB a connection: with thousands of agents, that is all
+    the memory of a small host. Nothing is set up for a connection before it says something.
+    """
+
+    def __init__(self, door: Door) -> None:
+        self._door, self._desk = door, door.desk
         self._lines = wire.Lines()
         self._transport: t.Optional[asyncio.Transport] = None
-        self._limit: t.Optional[asyncio.TimerHandle] = None
-        self._address = "?"
+        self._from, self._to = ssl.MemoryBIO(), ssl.MemoryBIO()
+        self._tls: t.Optional[ssl.SSLObject] = None
+        self._secure = False
         self.member: t.Optional[str] = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = t.cast(asyncio.Transport, transport)
-        self._address = str((transport.get_extra_info("peername") or ("?",))[0])
-        raw = transport.get_extra_info("socket")
         with contextlib.suppress(OSError, AttributeError):
-            keep_alive(raw)
-        self._limit = asyncio.get_event_loop().call_later(HELLO_LIMIT, self.drop, "no hello")
+            keep_alive(transport.get_extra_info("socket"))
+        self._door.came(self)
 
     def data_received(self, data: bytes) -> None:
         came_ns = self._desk.time_ns()
+        self._from.write(data)
         try:
-            for line in self._lines.feed(data):
-                self._take(wire.check(wire.decode(line), wire.FROM_MEMBER), came_ns)
+            if self._tls is None:
+                self._tls = self._door.context.wrap_bio(self._from, self._to, server_side=True)
+            if not self._secure:
+                self._tls.do_handshake()
+                self._secure = True
+            while self._transport is not None and not self._transport.is_closing():
+                clear = self._tls.read(65536)
+                if not clear:
+                    self._transport.close()
+                    return
+                for line in self._lines.feed(clear):
+                    self._take(wire.check(wire.decode(line), wire.FROM_MEMBER), came_ns)
+        except ssl.SSLWantReadError:
+            self._flush()
+        except ssl.SSLZeroReturnError:
+            self.abort()
+        except (ssl.SSLError, ssl.CertificateError) as error:
+            self.drop(f"TLS: {error}")
         except wire.WireError as error:
             self.drop(f"not our protocol: {error}")
 
     def connection_lost(self, exc: t.Optional[BaseException]) -> None:
-        if self._limit is not None:
-            self._limit.cancel()
+        self._door.known(self)
+        self._transport = None
         if self.member is not None:
             self._desk.peer_lost(self, str(exc) if exc else "closed")
 
@@ -106,23 +168,25 @@ class TcpPeer(asyncio.Protocol):
             problem = f"protocol {wire.VERSION} is spoken here, not {message['version']}"
         elif message["run"] != run:
             problem = "this is the rendezvous of {}, not of {}".format(run, message["run"])
-        elif self._transport is None or wire.member_uri(run, member) not in wire.peer_uris(
-            self._transport.get_extra_info("peercert")
-        ):
+        elif self._tls is None or wire.member_uri(run, member) not in wire.peer_uris(self._tls.getpeercert()):
             problem = f"the certificate is not that of {member}"
         if problem is not None:
             self.send(wire.encode("refuse", epoch=None, reason=problem))
             self.drop(problem)
             return
-        if self._limit is not None:
-            self._limit.cancel()
+        self._door.known(self)
         self.member = member
         self.send(wire.encode("welcome", version=wire.VERSION))
         self._desk.peer_up(self)
 
     def send(self, line: bytes) -> None:
-        if self._transport is not None and not self._transport.is_closing():
-            self._transport.write(line)
+        if self._tls is not None and self._transport is not None and not self._transport.is_closing():
+            self._tls.write(line)
+            self._flush()
+
+    def _flush(self) -> None:
+        if self._to.pending and self._transport is not None and not self._transport.is_closing():
+            self._transport.write(self._to.read())
 
     def abort(self) -> None:
         """Close at once; what has not been sent yet is said again on the next connection."""
@@ -130,9 +194,17 @@ class TcpPeer(asyncio.Protocol):
             self._transport.abort()
 
     def drop(self, reason: str) -> None:
-        log("connection dropped", peer=self._address, member=self.member or "-", reason=reason)
-        if self._transport is not None:
-            self._transport.close()
+        transport = self._transport
+        if transport is None:
+            return
+        address = (transport.get_extra_info("peername") or ("?",))[0]
+        log("connection dropped", peer=address, member=self.member or "-", reason=reason)
+        self._door.known(self)
+        if self._tls is not None and self._secure:
+            with contextlib.suppress(ssl.SSLError):
+                self._tls.unwrap()
+        self._flush()
+        transport.close()
 
 
 # ---- S3 --------------------------------------------------------------------------------------------------------------

@@ -19,7 +19,6 @@ import functools
 import json
 import os
 import signal
-import ssl
 import time
 import typing as t
 
@@ -27,7 +26,7 @@ from . import barrier, clock, named, wire
 from .config import Config
 from .evidence import Store
 from .log import log
-from .peers import HELLO_LIMIT, Peer, TcpPeer, open_post
+from .peers import Door, Peer, open_post, server_context
 
 #: Bytes of a request on the control socket: a trial with all its members.
 REQUEST_LIMIT = 256 * 1024 * 1024
@@ -52,30 +51,6 @@ _EVENTS = {
 
 class RequestError(Exception):
     """A controller's request cannot be met; the text says why."""
-
-
-class _HandshakeLog(ssl.SSLObject):
-    """Says why a handshake failed, which asyncio keeps to itself."""
-
-    def do_handshake(self) -> None:
-        try:
-            super().do_handshake()
-        except (ssl.SSLWantReadError, ssl.SSLWantWriteError):
-            raise
-        except (ssl.SSLError, ssl.CertificateError) as error:
-            log("connection dropped", reason=f"TLS: {error}")
-            raise
-
-
-def server_context(config: Config) -> ssl.SSLContext:
-    """The rendezvous' side of TLS: only certificates of the run's authority."""
-    made = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    made.minimum_version = ssl.TLSVersion.TLSv1_2
-    made.verify_mode = ssl.CERT_REQUIRED
-    made.sslobject_class = _HandshakeLog
-    made.load_verify_locations(cafile=config.ca)
-    made.load_cert_chain(config.rendezvous_certificate or "", config.rendezvous_key)
-    return made
 
 
 class _Trial:
@@ -137,11 +112,9 @@ class Rendezvous:
         finally:
             os.umask(mask)
         server = await loop.create_server(
-            lambda: TcpPeer(self),
+            Door(self, server_context(self.config)),
             self.config.listen_address,
             self.config.rendezvous_port,
-            ssl=server_context(self.config),
-            ssl_handshake_timeout=HELLO_LIMIT,
             backlog=4096,
         )
         log("rendezvous started", run=self.config.run_id, port=self.config.rendezvous_port, pid=os.getpid())
