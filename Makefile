@@ -5,7 +5,7 @@ SHELL := /bin/bash
 EXP ?= dkg
 activate := . .venv/bin/activate
 
-.PHONY: help demo test setup setup-dev lint unit molecule e2e artifact schema down clean
+.PHONY: help demo test soak setup setup-dev lint unit molecule e2e artifact schema down clean
 
 help:  ## Show this list
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -40,6 +40,9 @@ molecule:  ## A scenario per role, on hosts of the local cloud
 
 e2e:  ## The journey, its faults, the local cloud, the report in a browser
 	$(activate) && pytest tests/e2e
+
+soak: setup-dev  ## The long tests: many members, for long
+	$(activate) && pytest -s tests/soak
 
 schema:  ## Write experiments/schema.json anew from the models
 	$(activate) && python -m ansible_collections.startline.lab.plugins.plugin_utils._experiment > experiments/schema.json

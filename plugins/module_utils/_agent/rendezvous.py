@@ -66,6 +66,7 @@ class _Trial:
         self.ended = asyncio.Event()
         self.settled = asyncio.Event()
         self.timer: t.Optional[asyncio.TimerHandle] = None
+        self.decided: t.List[barrier.Action] = []
         self.storing: t.Optional[asyncio.Task[None]] = None
 
     def result(self) -> t.Dict[str, t.Any]:
@@ -83,6 +84,7 @@ class Rendezvous:
         self._directory = os.path.join(config.state_directory, "rendezvous", config.run_id)
         self._peers: t.Dict[str, Peer] = {}
         self._trials: t.Dict[wire.Epoch, _Trial] = {}
+        self._undone: t.List[_Trial] = []
         self._steady_base = 0.0
         self._anchor = clock.read()
         self._reference: t.Optional[clock.Clock] = None
@@ -242,7 +244,7 @@ class Rendezvous:
         for trial in list(self._trials.values()):
             if member in trial.names and trial.barrier is not None:
                 self._event(trial, barrier.Connected(member))
-                self._perform(trial, trial.barrier.greet(member, self._now()))
+                self._tell(trial, trial.barrier.greet(member, self._now()))
 
     def peer_lost(self, peer: Peer, reason: str) -> None:
         member = peer.member or ""
@@ -326,10 +328,28 @@ class Rendezvous:
         entry = {"now": now, "event": type(event).__name__, "with": _event_to_json(event)}
         actions = trial.barrier.step(event, now)
         self._write(trial, entry)
-        if trial.file is not None and any(not isinstance(a, (barrier.Prepare, barrier.Refuse)) for a in actions):
-            os.fdatasync(trial.file.fileno())  # decided: it must be known after a crash before anybody acts on it
-        self._perform(trial, actions)
+        self._tell(trial, actions)
         self._arrange(trial)
+
+    def _tell(self, trial: _Trial, actions: t.Iterable[barrier.Action]) -> None:
+        """Do what was decided once it is on the disk: it must be known after a crash before anybody acts on it.
+
+        Everything that came in the same turn of the loop is made safe at once, so that a thousand reports cost one
+        wait for the disk.
+        """
+        trial.decided.extend(actions)
+        if trial.decided and trial not in self._undone:
+            if not self._undone:
+                asyncio.get_event_loop().call_soon(self._commit)
+            self._undone.append(trial)
+
+    def _commit(self) -> None:
+        undone, self._undone = self._undone, []
+        for trial in undone:
+            actions, trial.decided = trial.decided, []
+            if trial.file is not None and any(not isinstance(a, (barrier.Prepare, barrier.Refuse)) for a in actions):
+                os.fdatasync(trial.file.fileno())
+            self._perform(trial, actions)
 
     def _arrange(self, trial: _Trial) -> None:
         """Set the alarm for the trial's next deadline."""
@@ -407,7 +427,7 @@ class Rendezvous:
                 for member in list(trial.names):
                     if member in self._peers:
                         self._event(trial, barrier.Connected(member))
-                        self._perform(trial, trial.barrier.greet(member, self._now()))
+                        self._tell(trial, trial.barrier.greet(member, self._now()))
                 self._arrange(trial)
                 self._spawn(self._compare_clock())
                 if trial.submission["evidence"] is not None:
