@@ -34,6 +34,8 @@ if t.TYPE_CHECKING:
 HELLO_LIMIT = 10.0
 #: Connections of nobody at a time; one more, and the one that has waited longest is closed.
 STRANGERS = 8192
+#: Bytes that are encrypted at a time, and bytes unsent with which a peer counts as behind.
+PIECE, BEHIND = 4096, 16384
 #: Seconds without a letter after which a member is taken for lost: two beats, and time for a third.
 SILENCE = 2.5 * mailbox.BEAT
 #: Requests to the object store at a time.
@@ -73,6 +75,35 @@ def server_context(config: Config) -> ssl.SSLContext:
     if hasattr(made, "num_tickets"):
         made.num_tickets = 0
     return made
+
+
+class Traffic:
+    """Who has not taken yet what was sent to them."""
+
+    #: So many at a time; and seconds after which nobody waits for the slow any more.
+    MOST, PATIENCE = 64, 1.0
+
+    def __init__(self) -> None:
+        self._behind: t.Set[TcpPeer] = set()
+        self._moved = asyncio.Event()
+
+    def stalls(self, peer: TcpPeer) -> None:
+        self._behind.add(peer)
+
+    def moves(self, peer: TcpPeer) -> None:
+        """It has taken most of it, or is gone."""
+        self._behind.discard(peer)
+        self._moved.set()
+
+    async def clear(self) -> None:
+        """Wait until few are behind, or those who are behind do not move."""
+        await asyncio.sleep(0)
+        while len(self._behind) >= self.MOST:
+            self._moved.clear()
+            try:
+                await asyncio.wait_for(self._moved.wait(), self.PATIENCE)
+            except asyncio.TimeoutError:
+                self._behind.clear()
 
 
 class Door:
@@ -117,6 +148,7 @@ class TcpPeer(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = t.cast(asyncio.Transport, transport)
+        self._transport.set_write_buffer_limits(high=BEHIND)
         with contextlib.suppress(OSError, AttributeError):
             keep_alive(transport.get_extra_info("socket"))
         self._door.came(self)
@@ -146,8 +178,15 @@ class TcpPeer(asyncio.Protocol):
         except wire.WireError as error:
             self.drop(f"not our protocol: {error}")
 
+    def pause_writing(self) -> None:
+        self._desk.traffic.stalls(self)
+
+    def resume_writing(self) -> None:
+        self._desk.traffic.moves(self)
+
     def connection_lost(self, exc: t.Optional[BaseException]) -> None:
         self._door.known(self)
+        self._desk.traffic.moves(self)
         self._transport = None
         if self.member is not None:
             self._desk.peer_lost(self, str(exc) if exc else "closed")
@@ -181,8 +220,10 @@ class TcpPeer(asyncio.Protocol):
 
     def send(self, line: bytes) -> None:
         if self._tls is not None and self._transport is not None and not self._transport.is_closing():
-            self._tls.write(line)
-            self._flush()
+            # In pieces, because a memory BIO never gives back what it once had to hold.
+            for begin in range(0, len(line), PIECE):
+                self._tls.write(line[begin : begin + PIECE])
+                self._flush()
 
     def _flush(self) -> None:
         if self._to.pending and self._transport is not None and not self._transport.is_closing():

@@ -13,6 +13,7 @@ again.
 from __future__ import annotations
 
 import asyncio
+import collections
 import concurrent.futures
 import contextlib
 import functools
@@ -26,7 +27,7 @@ from . import barrier, clock, named, wire
 from .config import Config
 from .evidence import Store
 from .log import log
-from .peers import Door, Peer, open_post, server_context
+from .peers import Door, Peer, Traffic, open_post, server_context
 
 #: Bytes of a request on the control socket: a trial with all its members.
 REQUEST_LIMIT = 256 * 1024 * 1024
@@ -85,6 +86,8 @@ class Rendezvous:
         self._peers: t.Dict[str, Peer] = {}
         self._trials: t.Dict[wire.Epoch, _Trial] = {}
         self._undone: t.List[_Trial] = []
+        self._duties: t.Deque[t.Tuple[_Trial, barrier.Prepare]] = collections.deque()
+        self.traffic = Traffic()
         self._steady_base = 0.0
         self._anchor = clock.read()
         self._reference: t.Optional[clock.Clock] = None
@@ -378,7 +381,8 @@ class Rendezvous:
                         start = wire.encode("start", epoch=trial.epoch, start_ns=action.start_ns, latest_ns=latest)
                     line = start
                 elif isinstance(action, barrier.Prepare):
-                    line = wire.encode("prepare", epoch=trial.epoch, duty=self._duty(trial, action))
+                    self._hand_out(trial, action)
+                    continue
                 elif isinstance(action, barrier.Stop):
                     line = wire.encode("abort", epoch=trial.epoch, reason=action.reason[:4000])
                 elif isinstance(action, named.Release):
@@ -394,6 +398,23 @@ class Rendezvous:
                     line = wire.encode("refuse", epoch=trial.epoch, reason=action.reason)
                 if peer is not None:
                     peer.send(line)
+
+    def _hand_out(self, trial: _Trial, action: barrier.Prepare) -> None:
+        """Send a member its duty, after those that are waiting to be sent."""
+        self._duties.append((trial, action))
+        if len(self._duties) == 1:
+            self._spawn(self._hand_out_all())
+
+    async def _hand_out_all(self) -> None:
+        """Send all duties, with some members under way at a time: each has a whole hosts.config in it, and for thousands
+        of members there is no memory."""
+        while self._duties:
+            await self.traffic.clear()
+            trial, action = self._duties[0]
+            peer = self._peers.get(action.member)
+            if peer is not None and trial.barrier is not None and trial.barrier.phase == "gathering":
+                peer.send(wire.encode("prepare", epoch=trial.epoch, duty=self._duty(trial, action)))
+            self._duties.popleft()
 
     def _duty(self, trial: _Trial, action: barrier.Prepare) -> t.Dict[str, t.Any]:
         entry, submission, reference = trial.names[action.member], trial.submission, self._clock()

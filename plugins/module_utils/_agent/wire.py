@@ -61,6 +61,15 @@ class Epoch(t.NamedTuple):
         return {"run": self.run, "trial": self.trial, "attempt": self.attempt}
 
 
+def _is_unicode(value: str) -> bool:
+    """Whether there is no lone surrogate in it."""
+    try:
+        value.encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 # ---- checks: each takes a value and where it stands, and gives it back or raises -------------------------------------
 
 
@@ -73,7 +82,7 @@ def text(limit: int, pattern: str = "") -> Check:
             raise WireError(f"{where} is not a string")
         if len(value) > limit:
             raise WireError(f"{where} is longer than {limit} characters")
-        if "\0" in value or any("\ud800" <= character <= "\udfff" for character in value):
+        if "\0" in value or not _is_unicode(value):
             raise WireError(f"{where} contains a character that is not text")
         if compiled and not compiled.fullmatch(value):
             raise WireError(f"{where} does not match {pattern}")
