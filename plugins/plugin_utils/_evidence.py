@@ -32,6 +32,7 @@ import tempfile
 import time
 import typing as t
 
+from ansible_collections.startline.lab.plugins.module_utils._agent import mailbox
 from ansible_collections.startline.lab.plugins.plugin_utils._aws import is_aws_error
 from ansible_collections.startline.lab.plugins.plugin_utils._errors import StartlineError, listed
 
@@ -575,7 +576,7 @@ class Store:
         return f"s3://{self._bucket}/{self._prefix}"
 
     def objects(self) -> list[Stored]:
-        """Everything in the prefix.
+        """Everything in the prefix but the barrier's letters.
 
         Raises:
             EvidenceError: a key that would leave the local directory.
@@ -588,6 +589,8 @@ class Store:
                 key = item["Key"][len(self._prefix) + 1 :]
                 if not key or key.endswith("/"):
                     continue  # the console's empty "folders"
+                if key.startswith(mailbox.PLACE):
+                    continue
                 if not is_safe_key(key):
                     raise EvidenceError(
                         f"{self.uri} has an object whose name is no path: {key!r}. Find out who wrote it; remove it"

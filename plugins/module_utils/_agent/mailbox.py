@@ -38,6 +38,8 @@ BEAT = 20.0
 GRANT_TIME, GRANT_RENEWAL = 12 * 3600, 300.0
 
 IN, OUT = "in", "out"
+#: Where letters are below the run's prefix. They are no evidence: they change, and have signed requests in them.
+PLACE = "barrier/"
 
 #: Signed requests of a member: read its inbox, read and write its outbox.
 GRANTS = wire.record(get_in=wire.text(8192), get_out=wire.text(8192), put_out=wire.text(8192))
@@ -94,7 +96,7 @@ class Letter(t.NamedTuple):
 
 def object_key(prefix: str, box: str, member: str = "") -> str:
     """The S3 key of a mailbox; without a member, what the keys of all have in common."""
-    return f"{prefix.strip('/')}/barrier/{box}/{member}"
+    return f"{prefix.strip('/')}/{PLACE}{box}/{member}"
 
 
 def member_key(secret: bytes, address: Address) -> bytes:

@@ -13,6 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from ansible_collections.startline.lab.plugins.module_utils._agent import mailbox
 from ansible_collections.startline.lab.plugins.plugin_utils import _evidence
 from ansible_collections.startline.lab.plugins.plugin_utils._evidence import EvidenceError, Store
 from tests.support import synthetic as syn
@@ -352,6 +353,14 @@ def test_the_manifest_lists_every_object_with_its_sha256_and_the_tree_is_the_sam
     here = {str(path.relative_to(root)): path.read_bytes() for path in root.rglob("*") if path.is_file()}
     there = {key.removeprefix(f"{PREFIX}/"): held[0] for key, held in bucket.held.items()}
     assert here == there
+
+
+def test_letters_of_the_barrier_are_no_evidence(tmp_path: pathlib.Path) -> None:
+    objects = {**syn.run_objects(PLAN), mailbox.object_key("", mailbox.IN, "party-0")[1:]: b"signed requests"}
+    collect(tmp_path, objects)
+    assert not (tmp_path / PREFIX / "barrier").exists()
+    assert "party-0/" in (tmp_path / PREFIX / "manifest.json").read_text()
+    assert "barrier/" not in (tmp_path / PREFIX / "manifest.json").read_text()
 
 
 def test_collecting_again_fetches_and_changes_nothing(tmp_path: pathlib.Path) -> None:
