@@ -93,10 +93,58 @@ def load(root: pathlib.Path) -> Results:
             names = sorted(result.get("members", {}), key=lambda name: result["members"][name].get("rank", 0))
             metas = [_read_if_there(root / member_key(row["trial_id"], row["attempt"], name)) for name in names]
         trials.append(
-            {**row, "number": number, "label": point_label(row["point"]), "members": result.get("members", {})}
+            {
+                **row,
+                "number": number,
+                "label": point_label(row["point"]),
+                "members": result.get("members", {}),
+                "start_row": _start_row(row, result),
+            }
         )
         hosts += [meta["host"] for meta in metas if isinstance(meta.get("host"), dict)]
     return Results(root, run, plan, tuple(trials), tuple(hosts))
+
+
+def _start_row(row: Json, result: Json) -> dict[str, t.Any] | None:
+    """How a trial came to its start: who held it up, who started last, how well the clocks were known; None if it did
+    not start."""
+    skew, armed = row["skew"], result.get("last_armed")
+    if not skew:
+        return None
+    sources = collections.Counter(
+        member["clock"]["source"]
+        for member in result.get("members", {}).values()
+        if member.get("clock") and member.get("fired_at")
+    )
+    changed = [
+        f"{entry['member']} {word} ({entry['was']})"
+        for key, word in (("replaced", "replaced"), ("dropped", "left out"))
+        for entry in result.get(key) or ()
+    ]
+    return {
+        "n": skew["n"],
+        "waited": None if not armed or row["submitted"] is None else max(0.0, armed["at"] - row["submitted"]),
+        "last_armed": armed and armed["member"],
+        "behind": armed and armed["behind_s"],
+        "last": skew["last"],
+        "late_us": skew["max_us"],
+        "why": skew["why"],
+        "bound_us": skew["bound_us"],
+        "sources": ", ".join(f"{count} {name}" for name, count in sources.most_common()),
+        "changed": "; ".join(changed),
+        "meetings": [_meeting(entry) for entry in result.get("barriers") or ()],
+    }
+
+
+def _meeting(entry: Json) -> str:
+    """What came of a named barrier inside the trial."""
+    name = f"{entry['name']} ({entry['generation']})" if entry["generation"] > 1 else entry["name"]
+    if entry["skew"]:
+        return (
+            f"barrier {name}: {entry['skew']['n']} went on within {microseconds(entry['skew']['max_us'])} of their instant, "
+            f"{entry['last']['member']} came last"
+        )
+    return f"barrier {name}: {entry['reason'] or 'nobody said when it went on'}"
 
 
 def _read(path: pathlib.Path) -> dict[str, t.Any]:
@@ -413,6 +461,7 @@ def render(results: Results) -> str:
         facts=_facts(results),
         axes=axes,
         trials=results.trials,
+        starts=[trial for trial in results.trials if trial["start_row"]],
         incomplete=[trial for trial in results.trials if trial["missing"] or trial["changed"]],
         drawings=[skew_figure(results), duration_figure(results), timeline_figure(results)],
     )

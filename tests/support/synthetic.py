@@ -145,6 +145,16 @@ def trial_objects(trial: t.Mapping[str, t.Any], *, attempt: int = 1, at: float =
         "start_ns": int(start * 1e9),
         "ended": max(row["exited_at"] for row in rows.values()),
         "lead_s": 0.12,
+        "last_armed": {
+            "member": late[0][1],
+            "at": at + 0.08,
+            "behind_s": 0.012,
+            "states": {"connected": at, "prepared": at + 0.02, "armed": at + 0.08},
+        },
+        "replaced": [],
+        "dropped": [],
+        "formed_from": [],
+        "barriers": [],
         "skew": {
             "n": len(late),
             "min_us": late[0][0],

@@ -355,6 +355,13 @@ class Barrier:
     # -- what others ask --
 
     @property
+    def awaited_until(self) -> float:
+        """When (steady) members that wait for others, for T or at a named barrier, lose patience; 0 when nobody waits."""
+        if self.phase == "gathering":
+            return self._deadline
+        return self._named.wake_at if self._named.open else 0.0
+
+    @property
     def wake_at(self) -> t.Optional[float]:
         """When (steady) a `Tick` is due, whatever else happens. None once settled."""
         if self.phase == "settled":

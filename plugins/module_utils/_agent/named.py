@@ -90,6 +90,11 @@ class NamedBarriers:
         self._open: t.Dict[t.Tuple[str, int], _Meeting] = {}
 
     @property
+    def open(self) -> bool:
+        """Whether somebody waits."""
+        return bool(self._open)
+
+    @property
     def wake_at(self) -> float:
         """When (steady) the next of those who wait loses patience."""
         return min((meeting.deadline for meeting in self._open.values()), default=float("inf"))

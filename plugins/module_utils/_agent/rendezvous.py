@@ -260,12 +260,9 @@ class Rendezvous:
                 self._event(trial, barrier.Lost(member))
 
     def haste(self) -> float:
-        """For how many seconds (from now) members are waited for before T."""
-        now, last = self._now().steady, 0.0
-        for trial in self._trials.values():
-            if trial.barrier is not None and trial.barrier.phase == "gathering":
-                last = max(last, (trial.barrier.wake_at or now) - now)
-        return last
+        """For how many seconds (from now) members wait for others, before T or at a named barrier."""
+        until = [trial.barrier.awaited_until for trial in self._trials.values() if trial.barrier is not None]
+        return max(0.0, max(until, default=0.0) - self._now().steady)
 
     def reported(self, peer: Peer, message: wire.Message) -> None:
         member, epoch = peer.member or "", message["epoch"]

@@ -97,6 +97,35 @@ def test_a_valid_run(tmp_path: pathlib.Path) -> None:
     assert summary.splitlines()[-2:] == [f"  report    {results.report}", "  kept in   s3://bucket/dkg/run/"]
 
 
+def test_who_was_last_and_why(tmp_path: pathlib.Path) -> None:
+    plan = syn.plan()
+    objects = syn.run_objects(plan)
+    key = f"trials/{plan['trials'][0]['trial_id']}/1/trial.json"
+    skew = {**json.loads(objects[key])["skew"], "last": "party-2", "why": "CPU: woken 5000 us late", "max_us": 5000.0}
+    spread = {"n": 4, "min_us": 1.0, "p50_us": 2.0, "p99_us": 90.0, "max_us": 90.0, "last": "party-0", "bound_us": 1.0}
+    arrival = {"member": "party-1", "at": syn.T0}
+    meeting = {"name": "halfway", "generation": 1, "arrived": 4, "first": arrival, "last": arrival, "reason": None}
+    syn.edit(
+        objects,
+        key,
+        skew=skew,
+        last_armed={"member": "party-1", "at": syn.T0 + 7, "behind_s": 6.5, "states": {}},
+        replaced=[{"member": "party-0", "was": "absent"}],
+        barriers=[
+            {**meeting, "released": syn.T0, "skew": spread},
+            {**meeting, "generation": 2, "skew": None, "reason": "nobody"},
+        ],
+    )
+    _results, page = made(tmp_path, plan, objects)
+    for words in (
+        "party-1 6.5 s party-2 5 ms CPU: woken 5000 us late",
+        "party-0 replaced (absent)",
+        "barrier halfway: 4 went on within 90 µs of their instant, party-1 came last",
+        "barrier halfway (2): nobody",
+    ):
+        assert words in page.text
+
+
 def test_an_invalid_run_names_what_is_missing(tmp_path: pathlib.Path) -> None:
     plan = syn.plan()
     ids = [trial["trial_id"] for trial in plan["trials"]]
