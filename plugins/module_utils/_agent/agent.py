@@ -30,6 +30,8 @@ from .waiters import Place, Waiters
 MEASURE_LIMIT = 3.0
 #: Seconds between two measurements while a trial waits for others: by then the first has grown old.
 MEASURE_AGAIN = 5.0
+#: Seconds after which a measurement after the trial is given up, although there is a link.
+ANSWER_LIMIT = 30.0
 #: Seconds that a time daemon which has just been started is given to know the time as well as the trial asks for.
 SETTLE_LIMIT, SETTLE_PAUSE = 10.0, 0.5
 #: Seconds that what an earlier trial has left has to go away, and between two looks.
@@ -336,7 +338,8 @@ class Agent:
         before = any(not running.trial.over for running in waiting)
         if found is None:
             # No answer from the rendezvous yet, and no clock of our own to trust.
-            try_again = before or not self._link.up
+            patient = time.monotonic() < measurement.settled_by + ANSWER_LIMIT - SETTLE_LIMIT
+            try_again = before or patient or not self._link.up
         else:
             young = measurement.daemon and time.monotonic() < measurement.settled_by
             try_again = before and young and found.bound_ns > measurement.wanted_ns
