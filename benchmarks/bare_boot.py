@@ -28,7 +28,7 @@ from pathlib import Path
 import boto3
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from localcloud import image, machine
+from localcloud import image, machine, network
 from localcloud.machine import ip_batch, run
 
 # RFC 5737: for documentation, held by nobody. A /31 for each bare host.
@@ -103,11 +103,17 @@ def instances(count: int) -> t.Iterator[t.Callable[[], None]]:
         aws_access_key_id="startline-local",
         aws_secret_access_key="local-cloud-of-this-machine",  # noqa: S106 (it protects nothing)
     )
-    [ami] = ec2.describe_images(Owners=[image.OWNER])["Images"]
+    [ami] = ec2.describe_images(Filters=[{"Name": "name", "Values": ["*-startline"]}])["Images"]
+    group = ec2.create_security_group(GroupName=f"bare-{uuid.uuid4().hex[:6]}", Description="ssh")["GroupId"]
+    ec2.authorize_security_group_ingress(
+        GroupId=group, IpProtocol="tcp", FromPort=22, ToPort=22, CidrIp=f"{network.API_ADDRESS}/32"
+    )
     started: list[str] = []
 
     def run_all() -> None:
-        launched = ec2.run_instances(ImageId=ami["ImageId"], MinCount=count, MaxCount=count)["Instances"]
+        launched = ec2.run_instances(ImageId=ami["ImageId"], MinCount=count, MaxCount=count, SecurityGroupIds=[group])[
+            "Instances"
+        ]
         started.extend(instance["InstanceId"] for instance in launched)
         ec2.get_waiter("instance_running").wait(InstanceIds=started)
         seen = ec2.describe_instances(InstanceIds=started)["Reservations"][0]["Instances"]
@@ -120,6 +126,7 @@ def instances(count: int) -> t.Iterator[t.Callable[[], None]]:
         if started:
             ec2.terminate_instances(InstanceIds=started)
             ec2.get_waiter("instance_terminated").wait(InstanceIds=started)
+        ec2.delete_security_group(GroupId=group)
 
 
 def main() -> None:

@@ -40,7 +40,7 @@ _BAD_DIGEST = b"""<?xml version="1.0" encoding="UTF-8"?>
 def prepare_moto(image: Image) -> None:
     """Moto reads these when it is imported."""
     amis = RUN / "amis.json"
-    amis.write_text(json.dumps([image.ami]))
+    amis.write_text(json.dumps(image.amis()))
     os.environ.update(
         MOTO_AMIS_PATH=str(amis),
         MOTO_IAM_LOAD_MANAGED_POLICIES="true",

@@ -21,7 +21,7 @@ import urllib.request
 from pathlib import Path
 
 from localcloud import hosts, image, machine
-from localcloud.machine import INSTANCES, LOGS, RUN, CloudError
+from localcloud.machine import INSTANCES, LOGS, NETNS, RUN, UML, CloudError
 from localcloud.network import API_ADDRESS, TIME_PORT
 
 # Written when the daemon serves, and locked for as long as it lives.
@@ -101,12 +101,13 @@ def _one_command() -> t.Iterator[None]:
 
 def _start() -> str:
     """Start the daemon: its endpoint once it serves, CloudError with its word if it does not."""
-    for directory in (RUN, LOGS, INSTANCES, Path("/run/netns")):
+    for directory in (LOGS, INSTANCES, NETNS, UML):
         directory.mkdir(parents=True, exist_ok=True)
     for old in LOGS.glob("i-*.log"):
         old.unlink()
-    # What the daemon and its hosts mount is seen by them alone, and gone with the last of them; namespaces too.
-    private = ["unshare", "--mount", "sh", "-c", 'mount -t tmpfs tmpfs /run/netns && exec "$@"', "startline"]
+    # What the daemon and its hosts mount is seen by them alone, and gone with the last of them; so are namespaces.
+    mounts = "".join(f"mount -t tmpfs tmpfs {directory} && " for directory in (NETNS, UML))
+    private = ["unshare", "--mount", "sh", "-c", f'{mounts} exec "$@"', "startline"]
     command = [*private, sys.executable, "-m", "localcloud", "daemon"]
     reader, writer = os.pipe()
     with (LOGS / "daemon.log").open("w") as output, os.fdopen(writer) as word_of_it:
@@ -162,7 +163,7 @@ def _prepare() -> tuple[t.Callable[[], None], dict[str, t.Any]]:
     machine.raise_limits()
     ready = image.ensure()
     api.prepare_moto(ready)
-    cloud = instances.Cloud(ready.root)
+    cloud = instances.Cloud(ready)
     api.check_ports()
     cloud.fabric.up()
     _serve_time(ready.root)

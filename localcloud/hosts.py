@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""A host: systemd-nspawn with a kernel of the machine and everything else of its own.
+"""A host, of one of two kinds: systemd-nspawn with the kernel of the machine, or a kernel of its own, user-mode Linux.
 
 `Host.live` is its whole life in one call: it mounts an overlay on the image, attaches the network, boots, waits for the
-end, and takes all of it away but the files. A reboot boots again.
+end, and takes all of it away but the files. A reboot boots again. Root, wire, control group, console and the power
+button are the same for both kinds; only the command differs, and how it is told that the button was pressed.
 """
 
 from __future__ import annotations
@@ -12,14 +13,16 @@ import hashlib
 import logging
 import os
 import shutil
+import socket
+import struct
 import subprocess
 import threading
 import typing as t
 from pathlib import Path
 
 from localcloud import machine
-from localcloud.machine import INSTANCES, LOGS, STATE, CloudError, run
-from localcloud.network import Fabric, Port, resolvers
+from localcloud.machine import INSTANCES, LOGS, NETNS, STATE, UML, CloudError, run
+from localcloud.network import HOST_INTERFACE, Fabric, Port, resolvers
 
 log = logging.getLogger(__name__)
 
@@ -27,6 +30,7 @@ log = logging.getLogger(__name__)
 REBOOT = 133
 # How long an orderly shutdown may take before the host is cut off.
 GRACE = 10.0
+UML_MEMORY = "512M"
 PACKAGES = STATE / "cache" / "apt"
 _ARCHIVES = Path("var/cache/apt/archives")
 # Setting up is CPU: more at once than this only makes all of them late together.
@@ -34,10 +38,12 @@ _STARTING = threading.BoundedSemaphore(max(4, 2 * (os.cpu_count() or 1)))
 
 
 class Host:
-    def __init__(self, port: Port, image: Path, fabric: Fabric) -> None:
+    def __init__(self, port: Port, image: Path, kernel: Path | None, fabric: Fabric) -> None:
+        """`kernel`: the program of user-mode Linux, or None for the machine's kernel."""
         self.id = port.instance
         self._port = port
         self._image = image
+        self._kernel = kernel
         self._fabric = fabric
         self._directory = INSTANCES / self.id
         self._root = self._directory / "root"
@@ -55,11 +61,12 @@ class Host:
             with _STARTING:
                 self._mount()
                 self._fabric.attach(self._port)
+                self._configure_network()
             code = REBOOT
             while process := self._boot():
                 running()
                 code = self._wait(process)
-            return None if code in (0, REBOOT) else f"systemd-nspawn ended with {code}: {self._last_words()}"
+            return None if code in (0, REBOOT) else f"the host ended with {code}: {self._last_words()}"
         except (CloudError, OSError) as problem:
             return str(problem)
         finally:
@@ -75,7 +82,7 @@ class Host:
             self._again = reboot
             process = self._process
         if process is not None:
-            process.terminate()  # nspawn passes it on to the host's init, as _NSPAWN says
+            self._press_power_button(process)
             threading.Thread(target=self._cut_off, args=(process,), daemon=True).start()
 
     def _boot(self) -> subprocess.Popen[bytes] | None:
@@ -83,14 +90,14 @@ class Host:
         with self._lock, (LOGS / f"{self.id}.log").open("ab") as console:
             if self._again:
                 self._again = False
+                command, environment = self._uml() if self._kernel else self._nspawn()
                 self._process = subprocess.Popen(
-                    machine.cgroup_command(self._cgroup, _nspawn(self._port, self._root)),
+                    machine.cgroup_command(self._cgroup, command),
                     stdin=subprocess.DEVNULL,
                     stdout=console,
                     stderr=console,
                     start_new_session=True,
-                    # Without a network of nspawn's making, /proc/sys/net and /sys belong to the host only when asked.
-                    env={"PATH": os.environ["PATH"], "SYSTEMD_NSPAWN_API_VFS_WRITABLE": "network"},
+                    env={"PATH": os.environ["PATH"], **environment},
                 )
                 return self._process
             return None
@@ -103,6 +110,15 @@ class Host:
             self._again = self._again or code == REBOOT
             self._process = None
         return code
+
+    def _press_power_button(self, process: subprocess.Popen[bytes]) -> None:
+        if self._kernel is None:
+            process.terminate()
+            return
+        # The management console of user-mode Linux; the image takes Ctrl-Alt-Del for the button.
+        request = struct.pack("IiI512s", 0xCAFEBABE, 2, 3, b"cad")
+        with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as console:
+            console.sendto(request, str(UML / self.id / "mconsole"))
 
     def _cut_off(self, process: subprocess.Popen[bytes]) -> None:
         try:
@@ -137,29 +153,50 @@ class Host:
     def _unmount(self) -> None:
         machine.attempt("umount", "--lazy", str(self._root))
 
+    def _configure_network(self) -> None:
+        if self._kernel is None:
+            machine.ip_batch(*self._port.configuration, netns=self.id)
+        else:  # startline-network.service does it inside
+            own = (f"link set vec0 name {HOST_INTERFACE} address {self._port.mac}", *self._port.configuration)
+            (self._root / "etc/startline-network").write_text("\n".join(own) + "\n")
+            machine.ip_batch(f"link set {HOST_INTERFACE} up", netns=self.id)
+
+    def _nspawn(self) -> tuple[list[str], dict[str, str]]:
+        command = [
+            "systemd-nspawn",
+            "--quiet",
+            "--settings=no",
+            "--register=no",
+            "--keep-unit",
+            f"--directory={self._root}",
+            f"--machine={self.id}",
+            f"--hostname={_hostname(self._port)}",
+            f"--network-namespace-path={NETNS / self.id}",
+            "--capability=CAP_NET_ADMIN",
+            "--resolv-conf=off",
+            "--timezone=off",
+            "--link-journal=no",
+            "--kill-signal=SIGRTMIN+4",  # on SIGTERM: power off
+            "--boot",
+        ]
+        # Without a network of nspawn's making, /proc/sys/net and /sys belong to the host only when asked.
+        return command, {"SYSTEMD_NSPAWN_API_VFS_WRITABLE": "network"}
+
+    def _uml(self) -> tuple[list[str], dict[str, str]]:
+        command = [
+            *("nsenter", f"--net={NETNS / self.id}", str(self._kernel)),
+            f"mem={UML_MEMORY}",
+            *(f"umid={self.id}", f"uml_dir={UML}/"),
+            *("root=/dev/root", "rootfstype=hostfs", f"rootflags={self._root}", "rw", "init=/lib/systemd/systemd"),
+            f"vec0:transport=raw,ifname={HOST_INTERFACE},depth=128,gro=0",
+            *("con=null", "con0=null,fd:1", "selinux=0"),
+        ]
+        # Its memory is a file there; a page of it exists once it is used.
+        return command, {"TMPDIR": str(UML), "HOME": str(UML)}
+
 
 def _hostname(port: Port) -> str:
     return f"ip-{str(port.address).replace('.', '-')}"
-
-
-def _nspawn(port: Port, root: Path) -> list[str]:
-    return [
-        "systemd-nspawn",
-        "--quiet",
-        "--settings=no",
-        "--register=no",
-        "--keep-unit",
-        f"--directory={root}",
-        f"--machine={port.instance}",
-        f"--hostname={_hostname(port)}",
-        f"--network-namespace-path=/run/netns/{port.instance}",
-        "--capability=CAP_NET_ADMIN",
-        "--resolv-conf=off",
-        "--timezone=off",
-        "--link-journal=no",
-        "--kill-signal=SIGRTMIN+4",  # power off
-        "--boot",
-    ]
 
 
 def delete(instance: str) -> None:

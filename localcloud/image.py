@@ -19,6 +19,7 @@ import typing as t
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from localcloud import machine
 from localcloud.machine import LOGS, STATE, CloudError, run
 
 IMAGES = STATE / "images"
@@ -29,7 +30,9 @@ OWNER = "136693071363"
 
 PACKAGES = (
     "ca-certificates", "chrony", "dbus", "iproute2", "iptables", "iputils-ping", "netcat-openbsd", "nftables",
-    "openssh-server", "procps", "python3", "python3-apt", "python3-boto3", "rsync", "sudo", "systemd-sysv",
+    "kmod", "openssh-server", "procps", "python3", "python3-apt", "python3-boto3", "rsync", "sudo", "systemd-sysv",
+    # The kernel of hosts that have one of their own, where the distribution has it.
+    "?exact-name(user-mode-linux)",
 )  # fmt: skip
 
 # What a host of some hours does not need. logind is only started on demand (`shutdown +5` asks for it).
@@ -40,6 +43,12 @@ MASKED = (
     "systemd-modules-load.service", "systemd-pstore.service", "systemd-random-seed.service",
     "systemd-remount-fs.service", "systemd-update-utmp-runlevel.service", "systemd-update-utmp.service",
 )  # fmt: skip
+# As on AWS, who wants another kernel takes another image: first digit of its id, end of its name, what its hosts have.
+VARIANTS = (
+    ("0", "", "the kernel of this machine"),
+    ("1", "-uml", "a kernel of their own, user-mode Linux"),
+    ("2", "-netem", "sch_netem: the kernel of this machine where it has it, else user-mode Linux"),
+)
 # The distribution's pool of servers is outside; a host's clock is set up by a role.
 DISABLED = ("chrony.service",)
 
@@ -65,23 +74,34 @@ class Image:
     def root(self) -> Path:
         return self.directory / "root"
 
-    @property
-    def ami(self) -> dict[str, t.Any]:
-        """The entry of MOTO_AMIS_PATH."""
-        return {
-            "ami_id": f"ami-0{self.digest}",
-            "name": self.name,
-            "description": "Host of the local cloud",
-            "owner_id": OWNER,
-            "public": True,
-            "architecture": "arm64" if platform.machine() == "aarch64" else "x86_64",
-            "virtualization_type": "hvm",
-            "hypervisor": "xen",
-            "image_location": f"amazon/{self.name}",
-            "creation_date": self.built,
-            "root_device_name": "/dev/xvda",
-            "root_device_type": "ebs",
-        }
+    def kernel(self, ami: str) -> Path | None:
+        """The program that is the kernel of an AMI's hosts; None for the machine's own."""
+        variant = ami[len("ami-")]
+        own = variant == "1" or (variant == "2" and not machine.has_netem())
+        return self.root / "usr/bin/linux.uml" if own else None
+
+    def amis(self) -> list[dict[str, t.Any]]:
+        """The entries of MOTO_AMIS_PATH, of those that can be had here."""
+        found = []
+        for variant, suffix, what in VARIANTS:
+            kernel = self.kernel(identity := f"ami-{variant}{self.digest}")
+            entry = {
+                "ami_id": identity,
+                "name": self.name + suffix,
+                "description": f"Hosts of the local cloud with {what}",
+                "owner_id": OWNER,
+                "public": True,
+                "architecture": "arm64" if platform.machine() == "aarch64" else "x86_64",
+                "virtualization_type": "hvm",
+                "hypervisor": "xen",
+                "image_location": f"amazon/{self.name}{suffix}",
+                "creation_date": self.built,
+                "root_device_name": "/dev/xvda",
+                "root_device_type": "ebs",
+            }
+            if kernel is None or kernel.exists():
+                found.append(entry)
+        return found
 
 
 def recipe(files: t.Mapping[str, bytes], distribution: t.Mapping[str, str]) -> str:
@@ -142,8 +162,10 @@ useradd --create-home --shell /bin/bash --groups sudo {LOGIN_USER}
 rm -f /etc/ssh/ssh_host_* /usr/lib/systemd/system/multi-user.target.wants/systemd-logind.service
 systemctl --quiet mask {" ".join(MASKED)}
 systemctl --quiet disable {" ".join(DISABLED)}
-systemctl --quiet enable startline-first-boot.service
+systemctl --quiet enable startline-first-boot.service startline-network.service
 systemctl --quiet set-default multi-user.target
+if [ -d /usr/lib/uml/modules ]; then ln -s /usr/lib/uml/modules /usr/lib/modules; fi
+ln -s poweroff.target /etc/systemd/system/ctrl-alt-del.target
 apt-cache gencaches
 rm -rf /var/cache/apt/archives/*.deb /var/log/*.log /var/log/apt
 """

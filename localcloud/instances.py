@@ -12,12 +12,12 @@ import threading
 import typing as t
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network
-from pathlib import Path
 
 from localcloud import hosts, imds, network
 from localcloud.hosts import Host
+from localcloud.image import Image
 from localcloud.machine import CloudError
-from localcloud.network import Fabric, Port
+from localcloud.network import Fabric, Group, Port, Rule
 
 log = logging.getLogger(__name__)
 
@@ -44,7 +44,7 @@ class _Life:
 class Cloud:
     """Moto's instances and the hosts behind them."""
 
-    def __init__(self, image: Path) -> None:
+    def __init__(self, image: Image) -> None:
         self._image = image
         self._changed = threading.Condition()  # guards what follows, and tells when a state has changed
         self._lives: dict[str, _Life] = {}
@@ -67,7 +67,7 @@ class Cloud:
         """Give an instance a host, which `follow` starts: pending until it boots."""
         with self._changed:
             service = IPv4Address(self.outside_address())
-            host = Host(_port(instance, service), self._image, self.fabric)
+            host = Host(_port(instance, service), self._image.root, self._image.kernel(instance.image_id), self.fabric)
             thread = threading.Thread(target=self._live, args=(instance, host), name=instance.id, daemon=True)
             self._lives[instance.id] = _Life(instance, host, service, thread)
             self._set(instance, "pending")
@@ -209,9 +209,21 @@ def _port(instance: Moto, service: IPv4Address) -> Port:
         network=IPv4Network(interface.subnet.cidr_block),
         address=IPv4Address(interface.private_ip_address),
         mac=interface.mac_address,
+        groups=frozenset(
+            Group(group.id, _rules(group.ingress_rules), _rules(group.egress_rules)) for group in interface.group_set
+        ),
         service=service,
         public=public,
         source=_nat_address(backend, gateway) if gateway.startswith("nat") else public,
+    )
+
+
+def _rules(rules: t.Iterable[Moto]) -> frozenset[Rule]:
+    """Rules of a security group, as far as they are of IPv4."""
+    return frozenset(
+        Rule(rule.ip_protocol, rule.from_port, rule.to_port, peer if peer[:3] == "sg-" else IPv4Network(peer, False))
+        for rule in rules
+        if (peer := rule.source_group.get("GroupId") or rule.cidr_ipv4)
     )
 
 

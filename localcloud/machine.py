@@ -23,6 +23,8 @@ RUN = Path("/run/startline")
 STATE = Path("/var/lib/startline")
 LOGS = Path("/var/log/startline")
 INSTANCES = STATE / "instances"
+NETNS = Path("/run/netns")
+UML = RUN / "uml"  # memory and consoles of user-mode kernels
 PROJECT = Path(__file__).resolve().parent.parent
 
 LINK_PREFIX = "sl-"
@@ -83,6 +85,13 @@ def require_tools() -> None:
         raise CloudError(
             "no cgroup2 file system is mounted", "Mount one at /sys/fs/cgroup/unified (hybrid) or /sys/fs/cgroup"
         )
+
+
+@functools.cache
+def has_netem() -> bool:
+    """Can this machine's kernel delay packets? Tried, not looked up: it may be built in, or load on demand."""
+    command = ["unshare", "--net", "tc", "qdisc", "add", "dev", "lo", "root", "netem", "delay", "1ms"]
+    return subprocess.run(command, capture_output=True, check=False).returncode == 0
 
 
 def become_root() -> None:

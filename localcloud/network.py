@@ -37,6 +37,25 @@ HOST_INTERFACE = "ens5"
 
 
 @dataclass(frozen=True)
+class Rule:
+    """What a security group lets through, in EC2's terms."""
+
+    protocol: str  # "tcp", "udp", "icmp", a number, or "-1" for all
+    first: int | None  # port; of icmp the type, -1 for all
+    last: int | None  # port; of icmp the code, -1 for all
+    peer: IPv4Network | str  # a range, or the id of a group: the private addresses of its hosts
+
+
+@dataclass(frozen=True)
+class Group:
+    """A security group."""
+
+    id: str
+    ingress: frozenset[Rule]
+    egress: frozenset[Rule]
+
+
+@dataclass(frozen=True)
 class Port:
     """A host's place in its VPC."""
 
@@ -46,6 +65,7 @@ class Port:
     network: IPv4Network  # of the subnet
     address: IPv4Address
     mac: str
+    groups: frozenset[Group]
     service: IPv4Address
     public: IPv4Address | None = None  # where it is reached from outside
     source: IPv4Address | None = None  # what others see it come from: its public address, or a NAT gateway's
@@ -58,6 +78,17 @@ class Port:
     @property
     def router(self) -> IPv4Address:
         return self.network.network_address + 1
+
+    @property
+    def configuration(self) -> tuple[str, ...]:
+        """What `ip -batch` does in the host."""
+        return (
+            f"addr add {self.address}/{self.network.prefixlen} dev {HOST_INTERFACE} noprefixroute",
+            "link set lo up",
+            f"link set {HOST_INTERFACE} up",
+            f"route add {self.router} dev {HOST_INTERFACE} src {self.address}",
+            f"route add default via {self.router}",
+        )
 
 
 @dataclass(frozen=True)
@@ -76,7 +107,9 @@ class Vpc:
     @property
     def outside(self) -> frozenset[IPv4Address]:
         """The addresses that the machine reaches through it."""
-        return frozenset(address for port in self.ports for address in (port.service, port.public) if address)
+        return frozenset(
+            address for port in self.ports for address in (port.service, port.public, port.source) if address
+        )
 
 
 def _short(identity: str) -> str:
@@ -86,6 +119,18 @@ def _short(identity: str) -> str:
 
 def vpc_rules(vpc: Vpc, resolvers: t.Iterable[IPv4Address]) -> str:
     """The nft table of a VPC's namespace. What leaves it untranslated is dropped by the machine's rules."""
+    services = ", ".join(map(str, (API_ADDRESS, *resolvers)))
+    groups = sorted({group for port in vpc.ports for group in port.groups}, key=lambda group: group.id)
+    named = {rule.peer for group in groups for rule in group.ingress | group.egress if isinstance(rule.peer, str)}
+    members = {
+        name: sorted(port.address for port in vpc.ports if any(group.id == name for group in port.groups))
+        for name in sorted(named | {group.id for group in groups})
+    }
+    declared = "\n".join(
+        [f"  set {name} {{ type ipv4_addr; {_elements(addresses)} }}" for name, addresses in members.items()]
+        + [f"  chain in-{group.id} {{ {_accepted(group.ingress, 'saddr')} }}" for group in groups]
+        + [f"  chain out-{group.id} {{ {_accepted(group.egress, 'daddr')} }}" for group in groups]
+    )
     return f"""\
 table ip {TABLE}
 delete table ip {TABLE}
@@ -101,20 +146,59 @@ table ip {TABLE} {{
   }}
   chain postrouting {{
     type nat hook postrouting priority srcnat
-    oifname "uplink" ip daddr {{ {", ".join(map(str, (API_ADDRESS, *resolvers)))} }} snat to ip saddr map @service
+    oifname "uplink" ip daddr {{ {services} }} snat to ip saddr map @service
     oifname "uplink" snat to ip saddr map @source
   }}
-  chain forward {{
+{declared}
+  # As on AWS: what is under way goes on, and metadata, time and names are nobody's business.
+  chain egress {{
     type filter hook forward priority filter
-    iifname "uplink" ct state new ct status ! dnat drop
+    ct state established,related accept
+    iifname "uplink" ct status dnat accept
+    iifname "uplink" drop
+    ct original ip daddr {{ {METADATA_ADDRESS}, {TIME_ADDRESS} }} accept
+    ip daddr {{ {services} }} th dport 53 accept
+    {"; ".join(f"ip saddr @{group.id} jump out-{group.id}" for group in groups)}
+    drop
+  }}
+  chain ingress {{
+    type filter hook forward priority filter + 1
+    ct state established,related accept
+    oifname "uplink" accept
+    {"; ".join(f"ip daddr @{group.id} jump in-{group.id}" for group in groups)}
+    drop
   }}
 }}
 """
 
 
+def _accepted(rules: t.Iterable[Rule], side: str) -> str:
+    return " ".join(sorted(f"ip {side} {_peer(rule)}{_traffic(rule)} accept;" for rule in rules))
+
+
+def _peer(rule: Rule) -> str:
+    return f"@{rule.peer}" if isinstance(rule.peer, str) else str(rule.peer)
+
+
+def _traffic(rule: Rule) -> str:
+    match rule.protocol:
+        case "-1":
+            return ""
+        case "tcp" | "udp" if rule.first != -1:
+            return f" {rule.protocol} dport {rule.first}-{rule.last}"
+        case "icmp" if rule.first != -1:
+            return f" icmp type {rule.first}" + (f" icmp code {rule.last}" if rule.last != -1 else "")
+    return f" ip protocol {rule.protocol}"
+
+
+def _elements(items: t.Iterable[object]) -> str:
+    text = ", ".join(map(str, items))
+    return f"elements = {{ {text} }}" if text else ""
+
+
 def _map(pairs: t.Iterable[tuple[IPv4Address | None, IPv4Address | None]]) -> str:
-    elements = ", ".join(f"{key} : {value}" for key, value in sorted(pair for pair in pairs if all(pair)))
-    return f"{{ type ipv4_addr : ipv4_addr; {f'elements = {{ {elements} }}' if elements else ''} }}"
+    elements = (f"{key} : {value}" for key, value in sorted(pair for pair in pairs if all(pair)))
+    return f"{{ type ipv4_addr : ipv4_addr; {_elements(elements)} }}"
 
 
 def machine_rules(forwarded_before: bool) -> str:
@@ -234,21 +318,13 @@ class Fabric:
                 self._vpcs[identity] = vpc
 
     def attach(self, port: Port) -> None:
-        """Give a host its namespace, with its interface, address and routes, in a VPC that is there."""
+        """Give a host its namespace, with a wire from there to its VPC, which is there already."""
         run("ip", "netns", "add", port.instance)
         ip_batch(
             f"link add {port.interface} type veth peer name {HOST_INTERFACE} address {port.mac} netns {port.instance}",
             f"addr add {port.router} peer {port.address} dev {port.interface}",
             f"link set {port.interface} up",
             netns=port.vpc,
-        )
-        ip_batch(
-            f"addr add {port.address}/{port.network.prefixlen} dev {HOST_INTERFACE} noprefixroute",
-            "link set lo up",
-            f"link set {HOST_INTERFACE} up",
-            f"route add {port.router} dev {HOST_INTERFACE} src {port.address}",
-            f"route add default via {port.router}",
-            netns=port.instance,
         )
 
     def detach(self, port: Port) -> None:

@@ -73,6 +73,24 @@ def answers(address: str, port: int = 22) -> bool:
         return False
 
 
+def find_image(ec2: t.Any, name: str = "*-startline") -> str:
+    named = [{"Name": "name", "Values": [name]}]
+    [image] = ec2.describe_images(Owners=["136693071363"], Filters=named)["Images"]
+    return str(image["ImageId"])
+
+
+def tcp(port: int, source: str) -> list[dict[str, t.Any]]:
+    """A rule of a security group."""
+    return [{"IpProtocol": "tcp", "FromPort": port, "ToPort": port, "IpRanges": [{"CidrIp": source}]}]
+
+
+def make_group(ec2: t.Any, name: str, vpc: str) -> str:
+    """A security group that lets in this machine's ssh and nothing else."""
+    group = str(ec2.create_security_group(GroupName=name, Description="test", VpcId=vpc)["GroupId"])
+    ec2.authorize_security_group_ingress(GroupId=group, IpPermissions=tcp(22, "198.18.0.1/32"))
+    return group
+
+
 @dataclass
 class Lab:
     """A VPC of the tests' own, with an S3 bucket and a role."""
@@ -82,23 +100,23 @@ class Lab:
     vpc: str
     public: str  # subnet with a way to the gateway
     private: str  # subnet without one
+    group: str  # lets in this machine's ssh, and its hosts among themselves
     bucket: str
     ec2: t.Any
     s3: t.Any
 
     def run(self, count: int = 1, *, key: str = "ed25519", subnet: str | None = None, **options: t.Any) -> list[str]:
-        [image] = client("ec2").describe_images(
-            Owners=["136693071363"], Filters=[{"Name": "name", "Values": ["*-startline"]}]
-        )["Images"]
+        image = find_image(self.ec2)
         tags = [{"Key": "Name", "Value": self.name}, {"Key": "startline:run", "Value": self.name}]
         reservation = self.ec2.run_instances(
             **{
-                "ImageId": image["ImageId"],
+                "ImageId": image,
                 "MinCount": count,
                 "MaxCount": count,
                 "InstanceType": "t3a.medium",
                 "KeyName": f"{self.name}-{key}",
                 "SubnetId": subnet or self.public,
+                "SecurityGroupIds": [self.group],
                 "IamInstanceProfile": {"Name": self.name},
                 "UserData": USER_DATA,
                 "MetadataOptions": {"HttpTokens": "required", "InstanceMetadataTags": "enabled"},
@@ -119,7 +137,7 @@ class Lab:
     def reachable(self, instance: str) -> str:
         """The public address of an instance, once its ssh answers."""
         address = str(self.look(instance)["PublicIpAddress"])
-        until(f"ssh on {instance} at {address}", lambda: answers(address))
+        until(f"ssh on {instance} at {address}", lambda: answers(address), seconds=30)
         return address
 
     def ssh(self, instance: str, command: str, *, key: str = "ed25519", check: bool = True) -> str:
@@ -153,11 +171,14 @@ def lab(cloud: None, tmp_path_factory: pytest.TempPathFactory) -> t.Iterator[Lab
         material = ec2.create_key_pair(KeyName=f"{name}-{kind}", KeyType=kind)["KeyMaterial"]
         (directory / kind).write_text(material)
         (directory / kind).chmod(0o600)
+    group = make_group(ec2, name, vpc)
+    within = [{"IpProtocol": "-1", "UserIdGroupPairs": [{"GroupId": group}]}]
+    ec2.authorize_security_group_ingress(GroupId=group, IpPermissions=within)
     iam.create_role(RoleName=name, AssumeRolePolicyDocument="{}")
     iam.create_instance_profile(InstanceProfileName=name)
     iam.add_role_to_instance_profile(InstanceProfileName=name, RoleName=name)
     s3.create_bucket(Bucket=name)
-    made = Lab(name, directory, vpc, public, private, name, ec2, s3)
+    made = Lab(name, directory, vpc, public, private, group, name, ec2, s3)
     yield made
     mine = ec2.describe_instances(Filters=[{"Name": "vpc-id", "Values": [vpc]}])["Reservations"]
     alive = [i["InstanceId"] for r in mine for i in r["Instances"] if i["State"]["Name"] != "terminated"]
@@ -165,6 +186,7 @@ def lab(cloud: None, tmp_path_factory: pytest.TempPathFactory) -> t.Iterator[Lab
         made.terminate(alive)
     ec2.disassociate_route_table(AssociationId=association)
     ec2.delete_route_table(RouteTableId=table)
+    ec2.delete_security_group(GroupId=group)
     for subnet in (public, private):
         ec2.delete_subnet(SubnetId=subnet)
     ec2.detach_internet_gateway(VpcId=vpc, InternetGatewayId=gateway)
@@ -277,6 +299,74 @@ def test_packages_install_from_the_machine_s_mirror_and_the_cache(lab: Lab, host
     lab.terminate([other])
 
 
+# --- hosts with a kernel of their own ---------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def uml(lab: Lab) -> t.Iterator[str]:
+    image = find_image(lab.ec2, "*-startline-uml")
+    [host] = lab.run(ImageId=image, InstanceInitiatedShutdownBehavior="stop")
+    yield host
+    lab.terminate([host])
+
+
+def test_a_host_with_its_own_kernel_is_a_host_like_the_others(lab: Lab, hosts: list[str], uml: str) -> None:
+    seen = lab.look(uml)
+    kernel, virtualization, name, runs = lab.ssh(
+        uml, "uname -r; systemd-detect-virt; hostname; cat /var/tmp/runs"
+    ).split()
+    assert kernel != os.uname().release
+    assert virtualization == "uml"
+    assert name == f"ip-{seen['PrivateIpAddress'].replace('.', '-')}"
+    assert runs == "run"
+    assert (
+        lab.ssh(uml, "ip -o route; cat /sys/class/net/ens5/address").split()[-1]
+        == seen["NetworkInterfaces"][0]["MacAddress"]
+    )
+    assert json.loads(lab.ssh(uml, ASK))["with"]["meta-data/instance-id"] == uml
+    assert lab.ssh(uml, role_program(lab)).endswith(f"assumed-role/{lab.name}/{uml}")
+    assert_time_is_right(lab, uml)
+    assert "tree" in lab.ssh(uml, "sudo apt-get install -y -q tree >/dev/null && tree --version")
+    for one, other in ((uml, hosts[0]), (hosts[0], uml)):
+        assert lab.ssh(one, probe(lab.look(other)["PrivateIpAddress"])) == "open"
+
+
+def test_its_netem_delays_also_where_the_machine_has_none(lab: Lab, hosts: list[str], uml: str) -> None:
+    def rtt() -> float:
+        said = lab.ssh(hosts[0], f"ping -q -c 10 -i 0.2 {lab.look(uml)['PrivateIpAddress']}")
+        return float(said.splitlines()[-1].split("/")[4])  # the average, in ms
+
+    before = rtt()
+    lab.ssh(uml, "sudo tc qdisc add dev ens5 root netem delay 25ms")
+    assert 24.5 < rtt() - before < 30
+    lab.ssh(uml, "sudo tc qdisc del dev ens5 root")
+    assert rtt() < 10
+
+
+def test_it_reboots_stops_starts_and_shuts_down(lab: Lab, uml: str) -> None:
+    boot = "cat /proc/sys/kernel/random/boot_id"
+    boots = [lab.ssh(uml, boot)]
+
+    def again() -> bool:
+        boots.append(lab.ssh(uml, boot, check=False))
+        return boots[-1] not in ("", boots[0])
+
+    lab.ssh(uml, "sudo systemctl reboot", check=False)
+    until("a new boot", again, seconds=30)
+    boots = boots[-1:]
+    lab.ec2.reboot_instances(InstanceIds=[uml])
+    until("a new boot", again, seconds=30)
+    lab.ec2.stop_instances(InstanceIds=[uml])
+    assert lab.state(uml) == "stopped"
+    lab.ec2.start_instances(InstanceIds=[uml])
+    assert lab.ssh(uml, "cat /var/tmp/runs") == "run"
+    lab.ssh(uml, "sudo shutdown -h now", check=False)
+    until("stopped", lambda: lab.state(uml) == "stopped")
+    assert lab.look(uml)["StateReason"]["Code"] == "Client.InstanceInitiatedShutdown"
+    lab.ec2.start_instances(InstanceIds=[uml])
+    lab.reachable(uml)
+
+
 # --- metadata, time ---------------------------------------------------------------------------------------------------
 
 ASK = """python3 - <<'END'
@@ -312,21 +402,29 @@ def test_metadata_needs_a_token_and_is_the_instance_s_own(lab: Lab, hosts: list[
         assert lab.ssh(host, "cat /sys/class/net/ens5/address") == seen["NetworkInterfaces"][0]["MacAddress"]
 
 
-def test_a_host_has_the_credentials_of_its_role(lab: Lab, hosts: list[str]) -> None:
-    program = f"""python3 - <<'END'
+def role_program(lab: Lab) -> str:
+    return f"""python3 - <<'END'
 import boto3
 make = lambda service: boto3.client(service, region_name="us-east-1", endpoint_url="{ENDPOINT}")
 make("s3").put_object(Bucket="{lab.bucket}", Key="from-host", Body=b"by role")
 print(make("sts").get_caller_identity()["Arn"])
 END"""
+
+
+def test_a_host_has_the_credentials_of_its_role(lab: Lab, hosts: list[str]) -> None:
+    program = role_program(lab)
     for host in hosts:  # both: one launch of two
         assert lab.ssh(host, program).endswith(f"assumed-role/{lab.name}/{host}")
     assert lab.s3.get_object(Bucket=lab.bucket, Key="from-host")["Body"].read() == b"by role"
 
 
-def test_time_is_served(lab: Lab, hosts: list[str]) -> None:
-    said = lab.ssh(hosts[0], "sudo chronyd -x -Q -t 20 'server 169.254.169.123 iburst maxsamples 1' 2>&1", check=False)
+def assert_time_is_right(lab: Lab, host: str) -> None:
+    said = lab.ssh(host, "sudo chronyd -x -Q -t 20 'server 169.254.169.123 iburst maxsamples 1' 2>&1", check=False)
     assert "System clock wrong by 0.00" in said or "System clock wrong by -0.00" in said
+
+
+def test_time_is_served(lab: Lab, hosts: list[str]) -> None:
+    assert_time_is_right(lab, hosts[0])
 
 
 # --- network ----------------------------------------------------------------------------------------------------------
@@ -336,11 +434,33 @@ def probe(address: str, port: int = 22) -> str:
     return f"nc -z -w 2 {address} {port} && echo open || echo closed"
 
 
+CONNECT = "import socket, sys; socket.create_connection((sys.argv[1], int(sys.argv[2])), 2)"
+
+
+def inside(instance: str) -> list[str]:
+    """What starts a command in the namespace of a host that nobody can log in to."""
+    daemon = json.loads(localcloud("status", "--json").stdout)["pid"]
+    return ["nsenter", f"--target={daemon}", "--mount", "nsenter", f"--net=/run/netns/{instance}"]
+
+
+def opens(address: str, port: int) -> bool:
+    try:
+        with socket.create_connection((address, port), timeout=1):
+            return True
+    except OSError:
+        return False
+
+
 def test_hosts_reach_each_other_by_private_and_public_address(lab: Lab, hosts: list[str]) -> None:
     other = lab.look(hosts[1])
     lab.reachable(hosts[1])
     assert lab.ssh(hosts[0], probe(other["PrivateIpAddress"])) == "open"
+    # By public address they are strangers: their group knows private ones.
+    assert lab.ssh(hosts[0], probe(other["PublicIpAddress"])) == "closed"
+    own = tcp(22, f"{lab.look(hosts[0])['PublicIpAddress']}/32")
+    lab.ec2.authorize_security_group_ingress(GroupId=lab.group, IpPermissions=own)
     assert lab.ssh(hosts[0], probe(other["PublicIpAddress"])) == "open"
+    lab.ec2.revoke_security_group_ingress(GroupId=lab.group, IpPermissions=own)
 
 
 def test_a_host_without_public_address_has_its_vpc_and_the_api_only(lab: Lab, hosts: list[str]) -> None:
@@ -350,13 +470,9 @@ def test_a_host_without_public_address_has_its_vpc_and_the_api_only(lab: Lab, ho
     assert "PublicIpAddress" not in seen
     address = seen["PrivateIpAddress"]
     until("its ssh, from inside", lambda: lab.ssh(hosts[0], probe(address)) == "open")
-    # The host's own view: from inside its namespace.
-    program = "import socket, sys; socket.create_connection((sys.argv[1], int(sys.argv[2])), 2)"
-    daemon = json.loads(localcloud("status", "--json").stdout)["pid"]
-    namespace = ["nsenter", f"--target={daemon}", "--mount", "nsenter", f"--net=/run/netns/{hidden}"]
-    inside = [*namespace, sys.executable, "-c", program]
-    assert subprocess.run([*inside, "198.18.0.1", "4566"], check=False).returncode == 0
-    out = subprocess.run([*inside, lab.look(hosts[0])["PublicIpAddress"], "22"], capture_output=True, check=False)
+    reach = [*inside(hidden), sys.executable, "-c", CONNECT]
+    assert subprocess.run([*reach, "198.18.0.1", "4566"], check=False).returncode == 0
+    out = subprocess.run([*reach, lab.look(hosts[0])["PublicIpAddress"], "22"], capture_output=True, check=False)
     assert b"TimeoutError" in out.stderr
     lab.terminate([hidden])
 
@@ -372,7 +488,9 @@ def test_an_elastic_address_moves_to_a_host_and_away(lab: Lab, hosts: list[str])
     until("ssh", lambda: answers(lab.look(hosts[0])["PublicIpAddress"]))
 
 
-def test_two_vpcs_with_the_same_range_meet_at_public_addresses_only(lab: Lab, hosts: list[str]) -> None:
+@pytest.fixture(scope="module")
+def far(lab: Lab) -> t.Iterator[tuple[str, str]]:
+    """A host in another VPC of the same range, and its security group."""
     ec2 = lab.ec2
     vpc = ec2.create_vpc(CidrBlock="10.78.0.0/16")["Vpc"]["VpcId"]
     subnet = ec2.create_subnet(VpcId=vpc, CidrBlock="10.78.9.0/24")["Subnet"]["SubnetId"]
@@ -380,24 +498,101 @@ def test_two_vpcs_with_the_same_range_meet_at_public_addresses_only(lab: Lab, ho
     ec2.attach_internet_gateway(VpcId=vpc, InternetGatewayId=gateway)
     [table] = ec2.describe_route_tables(Filters=[{"Name": "vpc-id", "Values": [vpc]}])["RouteTables"]
     ec2.create_route(RouteTableId=table["RouteTableId"], DestinationCidrBlock="0.0.0.0/0", GatewayId=gateway)
-    interface = {"DeviceIndex": 0, "SubnetId": subnet, "AssociatePublicIpAddress": True}
-    [image] = ec2.describe_images(Owners=["136693071363"])["Images"]
-    [far] = ec2.run_instances(
-        ImageId=image["ImageId"], MinCount=1, MaxCount=1, KeyName=f"{lab.name}-ed25519", NetworkInterfaces=[interface]
+    group = make_group(ec2, f"{lab.name}-far", vpc)
+    interface = {"DeviceIndex": 0, "SubnetId": subnet, "AssociatePublicIpAddress": True, "Groups": [group]}
+    image = find_image(ec2)
+    [host] = ec2.run_instances(
+        ImageId=image, MinCount=1, MaxCount=1, KeyName=f"{lab.name}-ed25519", NetworkInterfaces=[interface]
     )["Instances"]
-    address = lab.reachable(far["InstanceId"])
-    assert lab.ssh(hosts[0], probe(address)) == "open"
-    assert lab.ssh(hosts[0], probe(far["PrivateIpAddress"])) == "closed"
-    # Seen as on AWS: from the public address.
-    seen = lab.ssh(hosts[0], f"ssh-keyscan -t ed25519 {address} >/dev/null 2>&1; echo done") and lab.ssh(
-        far["InstanceId"], "sudo journalctl -u ssh --no-pager -o cat"
-    )
-    assert lab.look(hosts[0])["PublicIpAddress"] in seen
-    lab.terminate([far["InstanceId"]])
+    lab.reachable(host["InstanceId"])
+    yield host["InstanceId"], group
+    lab.terminate([host["InstanceId"]])
+    ec2.delete_security_group(GroupId=group)
     ec2.delete_subnet(SubnetId=subnet)
     ec2.detach_internet_gateway(VpcId=vpc, InternetGatewayId=gateway)
     ec2.delete_internet_gateway(InternetGatewayId=gateway)
     ec2.delete_vpc(VpcId=vpc)
+
+
+SERVE = "sudo systemd-run --quiet --unit=serve nc -lk -p 7000; while ! nc -z 127.0.0.1 7000; do sleep 0.05; done"
+
+
+def test_two_vpcs_with_the_same_range_meet_at_public_addresses_as_their_groups_say(
+    lab: Lab, hosts: list[str], far: tuple[str, str]
+) -> None:
+    host, group = far
+    seen, own = lab.look(host), lab.look(hosts[0])["PublicIpAddress"]
+    public, private = seen["PublicIpAddress"], seen["PrivateIpAddress"]
+    lab.ssh(host, SERVE)
+
+    def reached() -> dict[str, bool]:
+        """From a host of the other VPC, and from this machine."""
+        tries = f"for port in 22 7000; do nc -z -w 1 {public} $port && echo $port; done"
+        said = lab.ssh(hosts[0], f"{tries}; ping -q -c 1 -W 1 {public} >&2 && echo ping", check=False).split()
+        return {
+            **{f"host {what}": what in said for what in ("22", "7000", "ping")},
+            "machine 22": answers(public),
+            "machine 7000": opens(public, 7000),
+        }
+
+    nothing = {"host 22": False, "host 7000": False, "host ping": False, "machine 22": True, "machine 7000": False}
+    assert reached() == nothing
+    ping = [{"IpProtocol": "icmp", "FromPort": -1, "ToPort": -1, "IpRanges": [{"CidrIp": "198.18.0.0/15"}]}]
+    rules = tcp(22, f"{own}/32") + tcp(7000, "0.0.0.0/0") + ping
+    lab.ec2.authorize_security_group_ingress(GroupId=group, IpPermissions=rules)
+    assert reached() == dict.fromkeys(nothing, True)
+    assert lab.ssh(hosts[0], probe(private)) == "closed"
+    # Seen as on AWS: from the public address.
+    lab.ssh(hosts[0], f"ssh-keyscan -t ed25519 {public} >/dev/null 2>&1")
+    assert own in lab.ssh(host, "sudo journalctl -u ssh --no-pager -o cat")
+    lab.ec2.revoke_security_group_ingress(GroupId=group, IpPermissions=rules)
+    assert reached() == nothing
+
+
+def test_a_group_lets_in_the_hosts_of_another_by_private_address_and_out_what_it_says(lab: Lab) -> None:
+    asking, serving = (make_group(lab.ec2, f"{lab.name}-{kind}", lab.vpc) for kind in ("asking", "serving"))
+    [asker] = lab.run(SecurityGroupIds=[asking])
+    [server] = lab.run(SecurityGroupIds=[serving])
+    lab.ssh(server, SERVE)
+    seen = lab.look(server)
+
+    def reached() -> list[str]:
+        return [lab.ssh(asker, probe(seen[f"{kind}IpAddress"], 7000)) for kind in ("Private", "Public")]
+
+    assert reached() == ["closed", "closed"]
+    pair = [{"IpProtocol": "tcp", "FromPort": 6999, "ToPort": 7001, "UserIdGroupPairs": [{"GroupId": asking}]}]
+    lab.ec2.authorize_security_group_ingress(GroupId=serving, IpPermissions=pair)
+    assert reached() == ["open", "closed"]  # a group stands for private addresses
+    everything = [{"IpProtocol": "-1", "IpRanges": [{"CidrIp": "0.0.0.0/0"}]}]
+    lab.ec2.revoke_security_group_egress(GroupId=asking, IpPermissions=everything)
+    assert reached() == ["closed", "closed"]
+    assert json.loads(lab.ssh(asker, ASK))["with"]["meta-data/instance-id"] == asker  # no group stands before that
+    lab.terminate([asker, server])
+    lab.ec2.delete_security_group(GroupId=serving)
+    lab.ec2.delete_security_group(GroupId=asking)
+
+
+def test_a_private_host_goes_out_by_a_nat_gateway_and_is_not_reached(lab: Lab, far: tuple[str, str]) -> None:
+    ec2, (outside, group) = lab.ec2, far
+    elastic = ec2.allocate_address(Domain="vpc")
+    gateway = ec2.create_nat_gateway(SubnetId=lab.public, AllocationId=elastic["AllocationId"])["NatGateway"]
+    table = ec2.create_route_table(VpcId=lab.vpc)["RouteTable"]["RouteTableId"]
+    association = ec2.associate_route_table(RouteTableId=table, SubnetId=lab.private)["AssociationId"]
+    [hidden] = lab.run(subnet=lab.private)
+    assert lab.state(hidden) == "running"
+    from_gateway = tcp(22, f"{elastic['PublicIp']}/32")
+    ec2.authorize_security_group_ingress(GroupId=group, IpPermissions=from_gateway)
+    reach = [*inside(hidden), sys.executable, "-c", CONNECT, lab.look(outside)["PublicIpAddress"], "22"]
+    assert b"TimeoutError" in subprocess.run(reach, capture_output=True, check=False).stderr
+    ec2.create_route(RouteTableId=table, DestinationCidrBlock="0.0.0.0/0", NatGatewayId=gateway["NatGatewayId"])
+    assert subprocess.run(reach, check=False).returncode == 0
+    assert not answers(elastic["PublicIp"])
+    ec2.revoke_security_group_ingress(GroupId=group, IpPermissions=from_gateway)
+    lab.terminate([hidden])
+    ec2.disassociate_route_table(AssociationId=association)
+    ec2.delete_route_table(RouteTableId=table)
+    ec2.delete_nat_gateway(NatGatewayId=gateway["NatGatewayId"])
+    ec2.release_address(AllocationId=elastic["AllocationId"])
 
 
 def test_a_vpc_that_would_hide_the_machine_s_network_is_refused(cloud: None) -> None:
@@ -531,7 +726,7 @@ RUN_HOST = """
 import boto3
 keys = {"aws_access_key_id": "startline-local", "aws_secret_access_key": "local-cloud-of-this-machine"}
 ec2 = boto3.client("ec2", region_name="us-east-1", endpoint_url="http://198.18.0.1:4566", **keys)
-[image] = ec2.describe_images(Owners=["136693071363"])["Images"]
+[image] = ec2.describe_images(Filters=[{"Name": "name", "Values": ["*-startline"]}])["Images"]
 [host] = ec2.run_instances(ImageId=image["ImageId"], MinCount=1, MaxCount=1)["Instances"]
 seen = ec2.describe_instances(InstanceIds=[host["InstanceId"]])["Reservations"][0]["Instances"][0]
 print(seen["State"]["Name"])

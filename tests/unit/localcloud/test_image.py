@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from localcloud import image
@@ -37,8 +39,20 @@ def test_packages_and_steps_are_part_of_the_recipe(name: str, monkeypatch: pytes
     assert image.recipe(FILES, DEBIAN) != before
 
 
-def test_the_api_shows_an_image_as_debian_s() -> None:
-    ami = image.Image("0123456789abcdef", "debian-12-amd64-20261121-startline", "2026-11-21T09:00:00.000Z", 30.0).ami
-    assert ami["ami_id"] == "ami-00123456789abcdef"
-    assert ami["owner_id"] == image.OWNER
-    assert ami["name"].endswith("-startline")
+@pytest.mark.parametrize("netem", [True, False])
+def test_the_api_shows_the_image_as_debian_s_once_for_each_kernel(
+    netem: bool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(image, "IMAGES", tmp_path)
+    monkeypatch.setattr(image.machine, "has_netem", lambda: netem)
+    made = image.Image("0123456789abcdef", "debian-12-amd64-20261121-startline", "2026-11-21T09:00:00.000Z", 30.0)
+    without = {ami["name"].partition("startline")[2] for ami in made.amis()}
+    assert without == ({"", "-netem"} if netem else {""})
+    kernel = made.root / "usr/bin/linux.uml"
+    kernel.parent.mkdir(parents=True)
+    kernel.touch()
+    plain, uml, auto = made.amis()
+    assert plain["ami_id"] == "ami-00123456789abcdef"
+    assert {ami["owner_id"] for ami in (plain, uml, auto)} == {image.OWNER}
+    kernels = [made.kernel(ami["ami_id"]) for ami in (plain, uml, auto)]
+    assert kernels == [None, kernel, None if netem else kernel]

@@ -8,13 +8,15 @@ from ipaddress import IPv4Address, IPv4Network
 import pytest
 
 from localcloud import network
-from localcloud.network import Port, Vpc
+from localcloud.network import Group, Port, Rule, Vpc
 
 CIDR = IPv4Network("10.77.0.0/16")
 SUBNET = IPv4Network("10.77.1.0/24")
 
 
-def port(last: int, public: str | None = None, source: str | None = None) -> Port:
+def port(
+    last: int, public: str | None = None, source: str | None = None, groups: frozenset[Group] = frozenset()
+) -> Port:
     return Port(
         instance=f"i-{last:02x}{0:015x}",
         vpc="vpc-0123456789abcdef0",
@@ -22,6 +24,7 @@ def port(last: int, public: str | None = None, source: str | None = None) -> Por
         network=SUBNET,
         address=SUBNET.network_address + last,
         mac="02:00:00:00:00:01",
+        groups=groups,
         service=IPv4Address("198.18.9.0") + last,
         public=IPv4Address(public) if public else None,
         source=IPv4Address(source or public) if source or public else None,
@@ -62,9 +65,42 @@ def test_hosts_behind_a_gateway_go_out_by_its_address_and_are_not_reached() -> N
     assert "ip daddr { 198.18.0.1, 10.1.1.1 } snat to ip saddr map @service" in rules
 
 
-def test_the_machine_reaches_hosts_by_their_public_and_service_addresses() -> None:
+def test_the_machine_knows_the_way_to_public_and_service_addresses_and_gateways() -> None:
     outside = vpc(port(4, "198.18.1.1"), port(5, source="198.18.1.7")).outside
-    assert {str(address) for address in outside} == {"198.18.1.1", "198.18.9.4", "198.18.9.5"}
+    assert {str(address) for address in outside} == {"198.18.1.1", "198.18.1.7", "198.18.9.4", "198.18.9.5"}
+
+
+EVERYWHERE = IPv4Network("0.0.0.0/0")
+
+
+@pytest.mark.parametrize(
+    ("rule", "statement"),
+    [
+        (Rule("tcp", 22, 22, IPv4Network("198.18.0.1/32")), "ip saddr 198.18.0.1/32 tcp dport 22-22 accept;"),
+        (Rule("udp", 0, 65535, EVERYWHERE), "ip saddr 0.0.0.0/0 udp dport 0-65535 accept;"),
+        (Rule("tcp", -1, -1, EVERYWHERE), "ip saddr 0.0.0.0/0 ip protocol tcp accept;"),
+        (Rule("icmp", -1, -1, EVERYWHERE), "ip saddr 0.0.0.0/0 ip protocol icmp accept;"),
+        (Rule("icmp", 8, -1, EVERYWHERE), "ip saddr 0.0.0.0/0 icmp type 8 accept;"),
+        (Rule("icmp", 3, 4, EVERYWHERE), "ip saddr 0.0.0.0/0 icmp type 3 icmp code 4 accept;"),
+        (Rule("47", None, None, EVERYWHERE), "ip saddr 0.0.0.0/0 ip protocol 47 accept;"),
+        (Rule("-1", None, None, "sg-2"), "ip saddr @sg-2 accept;"),
+    ],
+)
+def test_a_rule_of_a_security_group(rule: Rule, statement: str) -> None:
+    group = Group("sg-1", frozenset({rule}), frozenset())
+    text = " ".join(network.vpc_rules(vpc(port(4, groups=frozenset({group}))), []).split())
+    assert f"chain in-sg-1 {{ {statement} }}" in text
+    assert "chain out-sg-1 { }" in text
+
+
+def test_groups_are_sets_of_their_hosts_also_those_that_only_a_rule_names() -> None:
+    one = Group("sg-1", frozenset({Rule("-1", None, None, "sg-2"), Rule("-1", None, None, "sg-3")}), frozenset())
+    two = Group("sg-2", frozenset(), frozenset())
+    rules = network.vpc_rules(vpc(port(4, groups=frozenset({one})), port(5, groups=frozenset({one, two}))), [])
+    assert "set sg-1 { type ipv4_addr; elements = { 10.77.1.4, 10.77.1.5 } }" in rules
+    assert "set sg-2 { type ipv4_addr; elements = { 10.77.1.5 } }" in rules
+    assert "set sg-3 { type ipv4_addr;  }" in rules
+    assert "ip daddr @sg-1 jump in-sg-1; ip daddr @sg-2 jump in-sg-2" in rules
 
 
 @pytest.mark.parametrize(("before", "closed"), [(True, False), (False, True)])
