@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """What the local cloud costs: N hosts by RunInstances beside N bare systemd-nspawn hosts of the same image.
 
-    python benchmarks/bare_boot.py [N] [--rounds R]
+    python benchmarks/bare_boot.py [N] [--rounds R] [--image '*-startline-uml']
 
 Both are timed from the first call to the last answer of sshd. The bare hosts are the floor: an overlay, a namespace
 with one veth, systemd-nspawn; no API, metadata, first boot or NAT. Needs root and a local cloud that is up.
@@ -94,7 +94,7 @@ def bare_hosts(count: int, root: Path) -> t.Iterator[t.Callable[[], None]]:
 
 
 @contextlib.contextmanager
-def instances(count: int) -> t.Iterator[t.Callable[[], None]]:
+def instances(count: int, name: str) -> t.Iterator[t.Callable[[], None]]:
     """Runs all in one call; terminates them at the end. In the default VPC: a public address each."""
     ec2 = boto3.client(
         "ec2",
@@ -103,7 +103,7 @@ def instances(count: int) -> t.Iterator[t.Callable[[], None]]:
         aws_access_key_id="startline-local",
         aws_secret_access_key="local-cloud-of-this-machine",  # noqa: S106 (it protects nothing)
     )
-    [ami] = ec2.describe_images(Filters=[{"Name": "name", "Values": ["*-startline"]}])["Images"]
+    [ami] = ec2.describe_images(Filters=[{"Name": "name", "Values": [name]}])["Images"]
     group = ec2.create_security_group(GroupName=f"bare-{uuid.uuid4().hex[:6]}", Description="ssh")["GroupId"]
     ec2.authorize_security_group_ingress(
         GroupId=group, IpProtocol="tcp", FromPort=22, ToPort=22, CidrIp=f"{network.API_ADDRESS}/32"
@@ -133,12 +133,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("hosts", type=int, nargs="?", default=9)
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--image", default="*-startline", help="name of the instances' image (%(default)s)")
     arguments = parser.parse_args()
     machine.require_tools()
     root = image.ensure().root
     kinds: dict[str, t.Callable[[], contextlib.AbstractContextManager[t.Callable[[], None]]]] = {
         "bare": lambda: bare_hosts(arguments.hosts, root),
-        "RunInstances": lambda: instances(arguments.hosts),
+        "RunInstances": lambda: instances(arguments.hosts, arguments.image),
     }
     taken: dict[str, list[float]] = {kind: [] for kind in kinds}
     for _ in range(arguments.rounds):  # in turn, so that both meet the same machine

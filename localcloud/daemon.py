@@ -42,7 +42,7 @@ def up(say: t.Callable[[str], None]) -> None:
             say(f"clearing what a killed daemon left ({len(left)})")
             _clear()
         ready = image.ensure(say=say)
-        image.remove_others(ready)
+        image.remove_old(ready)
         began = time.monotonic()
         endpoint = _start()
         say(f"local cloud is up: {endpoint} ({ready.name}, {time.monotonic() - began:.1f} s)")

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import logging
 import os
 import shutil
 import socket
@@ -23,8 +22,6 @@ from pathlib import Path
 from localcloud import machine
 from localcloud.machine import INSTANCES, LOGS, NETNS, STATE, UML, CloudError, run
 from localcloud.network import HOST_INTERFACE, Fabric, Port, resolvers
-
-log = logging.getLogger(__name__)
 
 # What systemd-nspawn --keep-unit says when the container asked for a reboot.
 REBOOT = 133
@@ -50,7 +47,8 @@ class Host:
         self._cgroup = f"hosts/{self.id}"
         self._lock = threading.Lock()  # guards what follows
         self._process: subprocess.Popen[bytes] | None = None
-        self._again = True  # boot after this end?
+        self._ended = False  # for good, as the API asked
+        self._reboot = False  # as the API asked
 
     def live(self, running: t.Callable[[], None]) -> str | None:
         """From nothing to the end: None when it shut down, as asked or by itself; else what went wrong.
@@ -62,54 +60,47 @@ class Host:
                 self._mount()
                 self._fabric.attach(self._port)
                 self._configure_network()
-            code = REBOOT
-            while process := self._boot():
+            code, again = 0, True
+            while again and (process := self._boot()):
                 running()
-                code = self._wait(process)
-            return None if code in (0, REBOOT) else f"the host ended with {code}: {self._last_words()}"
+                code = process.wait()
+                # A host's processes outlive a killed nspawn; none may outlive this.
+                machine.cgroup_kill(self._cgroup)
+                again, self._reboot = code == REBOOT or self._reboot, False
+            if code in (0, REBOOT):
+                return None
+            last_words = (LOGS / f"{self.id}.log").read_text(errors="replace").splitlines()[-3:]
+            return f"the host ended with {code}: {' '.join(last_words)}"
         except (CloudError, OSError) as problem:
             return str(problem)
         finally:
-            for clear in (self._unmount, lambda: self._fabric.detach(self._port)):
-                try:
-                    clear()
-                except OSError:
-                    log.exception("%s: left for `down`", self.id)
+            machine.attempt("umount", "--lazy", str(self._root))
+            self._fabric.detach(self._port)
 
     def shut_down(self, reboot: bool = False) -> None:
         """Ask the host to end in order; it is cut off when that takes longer than GRACE. Returns at once."""
         with self._lock:
-            self._again = reboot
+            self._reboot, self._ended = reboot, self._ended or not reboot
             process = self._process
         if process is not None:
             self._press_power_button(process)
             threading.Thread(target=self._cut_off, args=(process,), daemon=True).start()
 
     def _boot(self) -> subprocess.Popen[bytes] | None:
-        """Start the container, unless it has ended for good."""
+        """Start the host, unless it has been ended meanwhile."""
+        command, environment = self._uml() if self._kernel else self._nspawn()
         with self._lock, (LOGS / f"{self.id}.log").open("ab") as console:
-            if self._again:
-                self._again = False
-                command, environment = self._uml() if self._kernel else self._nspawn()
-                self._process = subprocess.Popen(
-                    machine.cgroup_command(self._cgroup, command),
-                    stdin=subprocess.DEVNULL,
-                    stdout=console,
-                    stderr=console,
-                    start_new_session=True,
-                    env={"PATH": os.environ["PATH"], **environment},
-                )
-                return self._process
-            return None
-
-    def _wait(self, process: subprocess.Popen[bytes]) -> int:
-        code = process.wait()
-        # The host's processes outlive a killed nspawn; none may outlive this.
-        machine.cgroup_kill(self._cgroup)
-        with self._lock:
-            self._again = self._again or code == REBOOT
-            self._process = None
-        return code
+            if self._ended:
+                return None
+            self._process = subprocess.Popen(
+                machine.cgroup_command(self._cgroup, command),
+                stdin=subprocess.DEVNULL,
+                stdout=console,
+                stderr=console,
+                start_new_session=True,
+                env={"PATH": os.environ["PATH"], **environment},
+            )
+            return self._process
 
     def _press_power_button(self, process: subprocess.Popen[bytes]) -> None:
         if self._kernel is None:
@@ -125,9 +116,6 @@ class Host:
             process.wait(GRACE)
         except subprocess.TimeoutExpired:
             machine.cgroup_kill(self._cgroup)
-
-    def _last_words(self) -> str:
-        return " ".join((LOGS / f"{self.id}.log").read_text(errors="replace").splitlines()[-3:])
 
     def _mount(self) -> None:
         """The host's root: its own changes over the packages downloaded before, over the image."""
@@ -149,9 +137,6 @@ class Host:
             (self._root / "etc/hostname").write_text(f"{name}\n")
             (self._root / "etc/resolv.conf").write_text(servers)
             (self._root / "etc/hosts").write_text(f"127.0.0.1 localhost\n{self._port.address} {name}\n")
-
-    def _unmount(self) -> None:
-        machine.attempt("umount", "--lazy", str(self._root))
 
     def _configure_network(self) -> None:
         if self._kernel is None:

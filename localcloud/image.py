@@ -139,10 +139,10 @@ def find(digest: str) -> Image | None:
         return None
 
 
-def remove_others(keep: Image) -> None:
-    """Remove images of older recipes, and what a killed build left. While no daemon is up: hosts stand on one."""
+def remove_old(keep: Image) -> None:
+    """Remove what was built a week ago, but for `keep`. While no daemon is up: hosts stand on an image."""
     for path in IMAGES.iterdir():
-        if path != keep.directory:
+        if path != keep.directory and path.stat().st_mtime < time.time() - 7 * 86400:
             shutil.rmtree(path, ignore_errors=True)
 
 

@@ -214,7 +214,7 @@ def _port(instance: Moto, service: IPv4Address) -> Port:
         ),
         service=service,
         public=public,
-        source=_nat_address(backend, gateway) if gateway.startswith("nat") else public,
+        source=_nat_address(backend.nat_gateways[gateway]) if gateway.startswith("nat") else public,
     )
 
 
@@ -238,8 +238,8 @@ def _default_gateway(backend: Moto, subnet: Moto) -> str:
     return ""
 
 
-def _nat_address(backend: Moto, gateway: str) -> IPv4Address | None:
-    found = [each["publicIp"] for each in backend.nat_gateways[gateway].address_set if each.get("publicIp")]
+def _nat_address(gateway: Moto) -> IPv4Address | None:
+    found = [each["publicIp"] for each in gateway.address_set if each.get("publicIp") and gateway.state != "deleted"]
     return IPv4Address(found[0]) if found else None
 
 
@@ -320,7 +320,9 @@ def install(cloud: Cloud) -> None:
         return t.cast(Moto, moto_vpc)(backend, cidr_block, *args, **options)
 
     def delete_subnet(backend: Moto, subnet_id: str) -> Moto:
-        if any(eni.subnet.id == subnet_id for eni in backend.enis.values()):
+        # Moto keeps the interfaces of deleted gateways.
+        deleted = {each._eni.id for each in backend.nat_gateways.values() if each.state == "deleted"}
+        if any(eni.subnet.id == subnet_id and eni.id not in deleted for eni in backend.enis.values()):
             raise _client_error(
                 "DependencyViolation", f"The subnet '{subnet_id}' has dependencies and cannot be deleted."
             )

@@ -47,10 +47,10 @@ def localcloud(*arguments: str, prefix: t.Sequence[str] = ()) -> subprocess.Comp
     )
 
 
-def client(service: str) -> t.Any:
+def client(service: str, region: str = "us-east-1") -> t.Any:
     return boto3.client(
         service,
-        region_name="us-east-1",
+        region_name=region,
         endpoint_url=ENDPOINT,
         aws_access_key_id="startline-local",
         aws_secret_access_key="local-cloud-of-this-machine",  # noqa: S106 (it protects nothing)
@@ -155,10 +155,10 @@ class Lab:
         assert {self.state(instance) for instance in instances} == {"terminated"}
 
 
-@pytest.fixture(scope="session")
-def lab(cloud: None, tmp_path_factory: pytest.TempPathFactory) -> t.Iterator[Lab]:
-    name, ec2, s3, iam = f"test-{uuid.uuid4().hex[:8]}", client("ec2"), client("s3"), client("iam")
-    directory = tmp_path_factory.mktemp("lab")
+@contextlib.contextmanager
+def make_lab(name: str, directory: Path, region: str) -> t.Iterator[Lab]:
+    """A VPC with a group, key pairs and nothing in it. At the end, nothing of it."""
+    ec2 = client("ec2", region)
     vpc = ec2.create_vpc(CidrBlock="10.78.0.0/16")["Vpc"]["VpcId"]
     public, private = (ec2.create_subnet(VpcId=vpc, CidrBlock=f"10.78.{n}.0/24")["Subnet"]["SubnetId"] for n in (1, 2))
     ec2.modify_subnet_attribute(SubnetId=public, MapPublicIpOnLaunch={"Value": True})
@@ -167,18 +167,14 @@ def lab(cloud: None, tmp_path_factory: pytest.TempPathFactory) -> t.Iterator[Lab
     table = ec2.create_route_table(VpcId=vpc)["RouteTable"]["RouteTableId"]
     ec2.create_route(RouteTableId=table, DestinationCidrBlock="0.0.0.0/0", GatewayId=gateway)
     association = ec2.associate_route_table(RouteTableId=table, SubnetId=public)["AssociationId"]
-    for kind in ("ed25519", "rsa"):
-        material = ec2.create_key_pair(KeyName=f"{name}-{kind}", KeyType=kind)["KeyMaterial"]
-        (directory / kind).write_text(material)
-        (directory / kind).chmod(0o600)
     group = make_group(ec2, name, vpc)
     within = [{"IpProtocol": "-1", "UserIdGroupPairs": [{"GroupId": group}]}]
     ec2.authorize_security_group_ingress(GroupId=group, IpPermissions=within)
-    iam.create_role(RoleName=name, AssumeRolePolicyDocument="{}")
-    iam.create_instance_profile(InstanceProfileName=name)
-    iam.add_role_to_instance_profile(InstanceProfileName=name, RoleName=name)
-    s3.create_bucket(Bucket=name)
-    made = Lab(name, directory, vpc, public, private, group, name, ec2, s3)
+    for kind in ("ed25519", "rsa"):
+        command = ["ssh-keygen", "-y", "-f", str(directory / kind)]
+        key = subprocess.run(command, capture_output=True, check=True).stdout
+        ec2.import_key_pair(KeyName=f"{name}-{kind}", PublicKeyMaterial=key)
+    made = Lab(name, directory, vpc, public, private, group, name, ec2, client("s3"))
     yield made
     mine = ec2.describe_instances(Filters=[{"Name": "vpc-id", "Values": [vpc]}])["Reservations"]
     alive = [i["InstanceId"] for r in mine for i in r["Instances"] if i["State"]["Name"] != "terminated"]
@@ -192,6 +188,30 @@ def lab(cloud: None, tmp_path_factory: pytest.TempPathFactory) -> t.Iterator[Lab
     ec2.detach_internet_gateway(VpcId=vpc, InternetGatewayId=gateway)
     ec2.delete_internet_gateway(InternetGatewayId=gateway)
     ec2.delete_vpc(VpcId=vpc)
+
+
+@pytest.fixture(scope="session")
+def lab(cloud: None, tmp_path_factory: pytest.TempPathFactory) -> t.Iterator[Lab]:
+    name, ec2, iam = f"test-{uuid.uuid4().hex[:8]}", client("ec2"), client("iam")
+    directory = tmp_path_factory.mktemp("lab")
+    for kind in ("ed25519", "rsa"):
+        made = ec2.create_key_pair(KeyName=kind, KeyType=kind)
+        (directory / kind).write_text(made["KeyMaterial"])
+        (directory / kind).chmod(0o600)
+        ec2.delete_key_pair(KeyName=kind)
+    iam.create_role(RoleName=name, AssumeRolePolicyDocument="{}")
+    iam.create_instance_profile(InstanceProfileName=name)
+    iam.add_role_to_instance_profile(InstanceProfileName=name, RoleName=name)
+    client("s3").create_bucket(Bucket=name)
+    with make_lab(name, directory, "us-east-1") as lab:
+        yield lab
+
+
+@pytest.fixture(scope="session")
+def far(lab: Lab) -> t.Iterator[Lab]:
+    """Another VPC, of the same range, in another region."""
+    with make_lab(lab.name, lab.directory, "eu-central-1") as far:
+        yield far
 
 
 @pytest.fixture(scope="session")
@@ -488,42 +508,17 @@ def test_an_elastic_address_moves_to_a_host_and_away(lab: Lab, hosts: list[str])
     until("ssh", lambda: answers(lab.look(hosts[0])["PublicIpAddress"]))
 
 
-@pytest.fixture(scope="module")
-def far(lab: Lab) -> t.Iterator[tuple[str, str]]:
-    """A host in another VPC of the same range, and its security group."""
-    ec2 = lab.ec2
-    vpc = ec2.create_vpc(CidrBlock="10.78.0.0/16")["Vpc"]["VpcId"]
-    subnet = ec2.create_subnet(VpcId=vpc, CidrBlock="10.78.9.0/24")["Subnet"]["SubnetId"]
-    gateway = ec2.create_internet_gateway()["InternetGateway"]["InternetGatewayId"]
-    ec2.attach_internet_gateway(VpcId=vpc, InternetGatewayId=gateway)
-    [table] = ec2.describe_route_tables(Filters=[{"Name": "vpc-id", "Values": [vpc]}])["RouteTables"]
-    ec2.create_route(RouteTableId=table["RouteTableId"], DestinationCidrBlock="0.0.0.0/0", GatewayId=gateway)
-    group = make_group(ec2, f"{lab.name}-far", vpc)
-    interface = {"DeviceIndex": 0, "SubnetId": subnet, "AssociatePublicIpAddress": True, "Groups": [group]}
-    image = find_image(ec2)
-    [host] = ec2.run_instances(
-        ImageId=image, MinCount=1, MaxCount=1, KeyName=f"{lab.name}-ed25519", NetworkInterfaces=[interface]
-    )["Instances"]
-    lab.reachable(host["InstanceId"])
-    yield host["InstanceId"], group
-    lab.terminate([host["InstanceId"]])
-    ec2.delete_security_group(GroupId=group)
-    ec2.delete_subnet(SubnetId=subnet)
-    ec2.detach_internet_gateway(VpcId=vpc, InternetGatewayId=gateway)
-    ec2.delete_internet_gateway(InternetGatewayId=gateway)
-    ec2.delete_vpc(VpcId=vpc)
-
-
 SERVE = "sudo systemd-run --quiet --unit=serve nc -lk -p 7000; while ! nc -z 127.0.0.1 7000; do sleep 0.05; done"
 
 
-def test_two_vpcs_with_the_same_range_meet_at_public_addresses_as_their_groups_say(
-    lab: Lab, hosts: list[str], far: tuple[str, str]
+def test_vpcs_of_two_regions_with_the_same_range_meet_at_public_addresses_as_groups_say(
+    lab: Lab, hosts: list[str], far: Lab
 ) -> None:
-    host, group = far
-    seen, own = lab.look(host), lab.look(hosts[0])["PublicIpAddress"]
+    group = make_group(far.ec2, f"{far.name}-far", far.vpc)
+    [host] = far.run(SecurityGroupIds=[group])
+    seen, own = far.look(host), lab.look(hosts[0])["PublicIpAddress"]
     public, private = seen["PublicIpAddress"], seen["PrivateIpAddress"]
-    lab.ssh(host, SERVE)
+    far.ssh(host, SERVE)
 
     def reached() -> dict[str, bool]:
         """From a host of the other VPC, and from this machine."""
@@ -539,14 +534,17 @@ def test_two_vpcs_with_the_same_range_meet_at_public_addresses_as_their_groups_s
     assert reached() == nothing
     ping = [{"IpProtocol": "icmp", "FromPort": -1, "ToPort": -1, "IpRanges": [{"CidrIp": "198.18.0.0/15"}]}]
     rules = tcp(22, f"{own}/32") + tcp(7000, "0.0.0.0/0") + ping
-    lab.ec2.authorize_security_group_ingress(GroupId=group, IpPermissions=rules)
+    far.ec2.authorize_security_group_ingress(GroupId=group, IpPermissions=rules)
     assert reached() == dict.fromkeys(nothing, True)
-    assert lab.ssh(hosts[0], probe(private)) == "closed"
+    # The private address may be a neighbour's here, who does not serve.
+    assert lab.ssh(hosts[0], probe(private, 7000)) == "closed"
     # Seen as on AWS: from the public address.
     lab.ssh(hosts[0], f"ssh-keyscan -t ed25519 {public} >/dev/null 2>&1")
-    assert own in lab.ssh(host, "sudo journalctl -u ssh --no-pager -o cat")
-    lab.ec2.revoke_security_group_ingress(GroupId=group, IpPermissions=rules)
+    assert own in far.ssh(host, "sudo journalctl -u ssh --no-pager -o cat")
+    far.ec2.revoke_security_group_ingress(GroupId=group, IpPermissions=rules)
     assert reached() == nothing
+    far.terminate([host])
+    far.ec2.delete_security_group(GroupId=group)
 
 
 def test_a_group_lets_in_the_hosts_of_another_by_private_address_and_out_what_it_says(lab: Lab) -> None:
@@ -572,8 +570,9 @@ def test_a_group_lets_in_the_hosts_of_another_by_private_address_and_out_what_it
     lab.ec2.delete_security_group(GroupId=asking)
 
 
-def test_a_private_host_goes_out_by_a_nat_gateway_and_is_not_reached(lab: Lab, far: tuple[str, str]) -> None:
-    ec2, (outside, group) = lab.ec2, far
+def test_a_private_host_goes_out_by_a_nat_gateway_and_is_not_reached(lab: Lab, far: Lab) -> None:
+    ec2 = lab.ec2
+    [outside] = far.run()
     elastic = ec2.allocate_address(Domain="vpc")
     gateway = ec2.create_nat_gateway(SubnetId=lab.public, AllocationId=elastic["AllocationId"])["NatGateway"]
     table = ec2.create_route_table(VpcId=lab.vpc)["RouteTable"]["RouteTableId"]
@@ -581,13 +580,14 @@ def test_a_private_host_goes_out_by_a_nat_gateway_and_is_not_reached(lab: Lab, f
     [hidden] = lab.run(subnet=lab.private)
     assert lab.state(hidden) == "running"
     from_gateway = tcp(22, f"{elastic['PublicIp']}/32")
-    ec2.authorize_security_group_ingress(GroupId=group, IpPermissions=from_gateway)
-    reach = [*inside(hidden), sys.executable, "-c", CONNECT, lab.look(outside)["PublicIpAddress"], "22"]
+    far.ec2.authorize_security_group_ingress(GroupId=far.group, IpPermissions=from_gateway)
+    reach = [*inside(hidden), sys.executable, "-c", CONNECT, far.reachable(outside), "22"]
     assert b"TimeoutError" in subprocess.run(reach, capture_output=True, check=False).stderr
     ec2.create_route(RouteTableId=table, DestinationCidrBlock="0.0.0.0/0", NatGatewayId=gateway["NatGatewayId"])
     assert subprocess.run(reach, check=False).returncode == 0
     assert not answers(elastic["PublicIp"])
-    ec2.revoke_security_group_ingress(GroupId=group, IpPermissions=from_gateway)
+    far.ec2.revoke_security_group_ingress(GroupId=far.group, IpPermissions=from_gateway)
+    far.terminate([outside])
     lab.terminate([hidden])
     ec2.disassociate_route_table(AssociationId=association)
     ec2.delete_route_table(RouteTableId=table)
