@@ -268,6 +268,66 @@ def test_hosts_powered_off_before_and_after_t_are_named(doomed: Lab, ec2: t.Any)
     assert [reason for reason in result["reasons"] if "node-1" in reason]
 
 
+# ---- clocks ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def clocks(cloud: None, ec2: t.Any) -> t.Iterator[Lab]:
+    """own-0 and own-1 have a kernel, and so a clock, of their own."""
+    lab = Lab(EXPERIMENTS / "own_kernel.yml", "-e", "startline_fleet_deadline=300")
+    lab.find(ec2)
+    # Their daemon would set right what the tests set wrong.
+    for member in ("own-0", "own-1"):
+        lab.shell(member, "systemctl stop chrony")
+    yield lab
+    lab.close()
+
+
+def step(lab: Lab, member: str, seconds: float) -> None:
+    """Set a host's wall clock forward or back, at once."""
+    lab.shell(member, f"python3 -c 'import time; time.clock_settime(0, time.time() + {seconds})'")
+
+
+def test_a_host_whose_clock_is_wrong_starts_with_the_others(clocks: Lab) -> None:
+    step(clocks, "own-1", 2.0)
+    try:
+        result = clocks.run("echo here", deadline=60.0)
+    finally:
+        step(clocks, "own-1", -2.0)
+    assert result["verdict"] == "valid", result["reasons"]
+    wrong = result["members"]["own-1"]["clock"]
+    assert wrong["offset_s"] - result["members"]["own-0"]["clock"]["offset_s"] == pytest.approx(2.0, abs=0.5)
+    assert wrong["bound_s"] < 0.5
+    assert abs(result["members"]["own-1"]["late_us"]) < 0.5e6
+
+
+@pytest.mark.parametrize(("on_clock_error", "verdict"), [("mark", "degraded"), ("refuse", "invalid")])
+def test_a_clock_stepped_in_the_trial_is_named_with_its_step(clocks: Lab, on_clock_error: str, verdict: str) -> None:
+    pending = clocks.submit(clocks.trial("sleep 6", deadline=60.0, on_clock_error=on_clock_error))
+    until(lambda: state(clocks, pending, "own-0") == "fired", 60, "own-0 fired")
+    step(clocks, "own-0", -2.0)
+    result = pending.result(180)
+    step(clocks, "own-0", 2.0)
+    assert result["verdict"] == verdict
+    assert [reason for reason in result["reasons"] if "own-0: clock was stepped by -2.0" in reason], result["reasons"]
+    assert not [reason for reason in result["reasons"] if "own-1" in reason]
+
+
+def test_a_clock_stepped_before_t_does_not_move_the_start(clocks: Lab) -> None:
+    clocks.shell("node-0", "systemctl stop startline-agent")  # holds T up
+    pending = clocks.submit(clocks.trial("echo here", deadline=90.0))
+    until(lambda: state(clocks, pending, "own-0") == "armed", 60, "own-0 armed")
+    step(clocks, "own-0", 2.0)
+    clocks.shell("node-0", "systemctl start startline-agent")
+    result = pending.result(180)
+    step(clocks, "own-0", -2.0)
+    assert result["outcome"] == "completed"
+    assert abs(result["members"]["own-0"]["late_us"]) < 0.5e6
+    # It is measured anew while it waits, or found when it starts; it is never silent.
+    seen = result["members"]["own-0"]["clock"]
+    assert abs(seen["stepped_s"]) == pytest.approx(2.0, abs=0.5) or abs(seen["offset_s"]) > 1.5
+
+
 # ---- the controller --------------------------------------------------------------------------------------------------
 
 

@@ -108,3 +108,14 @@ def test_day_two_commands_reach_the_hosts_of_a_kept_run(cloud: None, ec2: t.Any)
         gone = playbook("playbooks/destroy.yml", "-e", f"run={kept.run_id}")
     assert gone.returncode == 0, gone.output[-4000:]
     assert run_resources(ec2, kept.run_id) == []
+
+
+def test_hosts_without_a_route_to_the_coordinator_run_their_trials_all_the_same(cloud: None, ec2: t.Any) -> None:
+    ended = playbook(
+        "site.yml", "-e", f"exp={EXPERIMENTS / 'tiny.yml'}", "-e", "set=barrier.transport=s3,barrier.max_clock_error=5"
+    )
+    assert ended.returncode == 0, ended.output[-4000:]
+    results = PROJECT / "results" / "tiny" / ended.run_id
+    assert read(results / "run.json")["verdict"] == "valid"
+    assert not list(results.glob("barrier/**/*")), "letters are no evidence"
+    assert run_resources(ec2, ended.run_id) == []

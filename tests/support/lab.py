@@ -16,6 +16,7 @@ import time
 import typing as t
 
 from ansible_collections.startline.lab.plugins.plugin_utils import _barrier_call
+from localcloud.daemon import RECORD
 from tests.support.commands import PROJECT, playbook
 
 Json = dict[str, t.Any]
@@ -62,7 +63,7 @@ class Lab:
 
     def find(self, ec2: t.Any) -> None:
         """Learn the hosts' addresses and instances."""
-        self.instances, self.private_addresses = {}, {}
+        self.instances, self.private_addresses, self.vpcs = {}, {}, {}
         tagged = [{"Name": "tag:startline:run", "Values": [self.run_id]}]
         for reservation in ec2.describe_instances(Filters=tagged)["Reservations"]:
             for instance in reservation["Instances"]:
@@ -72,6 +73,7 @@ class Lab:
                     self.addresses[name] = instance["PublicIpAddress"]
                     self.private_addresses[name] = instance["PrivateIpAddress"]
                     self.instances[name] = instance["InstanceId"]
+                    self.vpcs[name] = instance["VpcId"]
 
     def close(self) -> None:
         """Remove everything."""
@@ -111,18 +113,15 @@ class Lab:
     @contextlib.contextmanager
     def cut(self, member: str) -> t.Iterator[None]:
         """Take a host's link down, as a pulled cable would, and up again at the end."""
+        # The namespaces of the local cloud have their names in its daemon's mounts alone.
+        daemon = json.loads(RECORD.read_text())["pid"]
         port = f"h-{self.instances[member].rpartition('-')[2][:11]}"
-        for name in subprocess.run(["ip", "netns"], capture_output=True, text=True, check=True).stdout.splitlines():
-            switch = ["ip", "-n", name.split()[0], "link"]
-            if not subprocess.run([*switch, "show", port], capture_output=True, check=False).returncode:
-                break
-        else:
-            raise AssertionError(f"no namespace has the port {port} of {member}")
-        subprocess.run([*switch, "set", port, "down"], check=True)
+        switch = ["nsenter", f"--target={daemon}", "--mount", "ip", "-n", self.vpcs[member], "link", "set", port]
+        subprocess.run([*switch, "down"], check=True)
         try:
             yield
         finally:
-            subprocess.run([*switch, "set", port, "up"], check=True)
+            subprocess.run([*switch, "up"], check=True)
 
     def status(self) -> Json:
         """What the rendezvous says of its agents and trials."""
