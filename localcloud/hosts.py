@@ -145,6 +145,8 @@ class Host:
             own = (f"link set vec0 name {HOST_INTERFACE} address {self._port.mac}", *self._port.configuration)
             (self._root / "etc/startline-network").write_text("\n".join(own) + "\n")
             machine.ip_batch(f"link set {HOST_INTERFACE} up", netns=self.id)
+            # It takes no packet above its MTU, as the machine's kernel would pass on to save work.
+            machine.ip_batch(f"link set {self._port.interface} gso_max_segs 1", netns=self._port.vpc)
 
     def _nspawn(self) -> tuple[list[str], dict[str, str]]:
         command = [

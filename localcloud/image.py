@@ -142,7 +142,7 @@ def find(digest: str) -> Image | None:
 def remove_old(keep: Image) -> None:
     """Remove what was built a week ago, but for `keep`. While no daemon is up: hosts stand on an image."""
     for path in IMAGES.iterdir():
-        if path != keep.directory and path.stat().st_mtime < time.time() - 7 * 86400:
+        if path != keep.directory and path.lstat().st_mtime < time.time() - 7 * 86400:
             shutil.rmtree(path, ignore_errors=True)
 
 

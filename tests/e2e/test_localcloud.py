@@ -351,6 +351,17 @@ def test_a_host_with_its_own_kernel_is_a_host_like_the_others(lab: Lab, hosts: l
         assert lab.ssh(one, probe(lab.look(other)["PrivateIpAddress"])) == "open"
 
 
+def test_it_is_sent_much_at_once(lab: Lab, uml: str) -> None:
+    size = 16 << 20
+    lab.s3.put_object(Bucket=lab.bucket, Key="much", Body=bytes(size))
+    program = f"""timeout 20 python3 - <<'END'
+import boto3
+s3 = boto3.client("s3", region_name="us-east-1", endpoint_url="{ENDPOINT}")
+print(len(s3.get_object(Bucket="{lab.bucket}", Key="much")["Body"].read()))
+END"""
+    assert lab.ssh(uml, program) == str(size)
+
+
 def test_its_netem_delays_also_where_the_machine_has_none(lab: Lab, hosts: list[str], uml: str) -> None:
     def rtt() -> float:
         said = lab.ssh(hosts[0], f"ping -q -c 10 -i 0.2 {lab.look(uml)['PrivateIpAddress']}")
