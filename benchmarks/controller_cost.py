@@ -3,9 +3,9 @@
 
     python benchmarks/controller_cost.py [--members 8 32 128 1000]
 
-Rendering the commands, checking and packing the submission, reading the result and judging it; the wait in between is one ssh to one
-host, whatever N is, and its cost is measured in the same run (`ssh -V`, a process that does nothing). The floor: what packing and
-reading the same amount of JSON takes.
+Rendering the commands, checking and packing the submission, reading the result and judging it; the wait in between is one
+ssh to one host, whatever N is, whose cost is measured in the same run (`ssh -V`, a process that does nothing). The floor: what
+packing and reading the same amount of JSON takes.
 """
 
 from __future__ import annotations
@@ -78,9 +78,8 @@ def main() -> None:
     parser.add_argument("--members", type=int, nargs="+", default=[8, 32, 128, 1000])
     options = parser.parse_args()
     print(f"one ssh that does nothing: {child(['ssh', '-V']):.1f} ms of CPU")
-    print(
-        f"{'N':>6} {'render ms':>10} {'check, pack ms':>15} {'read, judge ms':>15} {'total ms':>9} {'JSON alone ms':>14} {'KiB out, in':>14}"
-    )
+    titles = ("render ms", "check, pack ms", "read, judge ms", "total ms", "JSON alone ms", "KiB out, in")
+    print(f"{'N':>6}" + "".join(f"{title:>16}" for title in titles))
     for members in options.members:
         plan = _plan.expand(_experiment.load_experiment(EXPERIMENT % members, "experiments/cost.yml"))
         trial = plan["trials"][0]
@@ -112,10 +111,8 @@ def main() -> None:
             raise SystemExit(judge()["msg"])
         parts = [cpu(render), cpu(pack), cpu(judge)]
         floor = cpu(lambda out=out, answer=answer: (json.dumps(json.loads(out)), json.loads(answer)))
-        print(
-            f"{members:6} {parts[0]:10.2f} {parts[1]:15.2f} {parts[2]:15.2f} {sum(parts):9.2f} {floor:14.2f}"
-            f" {len(out) / 1024:7.0f}, {len(answer) / 1024:5.0f}"
-        )
+        sizes = f"{len(out) / 1024:.0f}, {len(answer) / 1024:.0f}"
+        print(f"{members:6}" + "".join(f"{value:16.2f}" for value in (*parts, sum(parts), floor)) + f"{sizes:>16}")
 
 
 if __name__ == "__main__":
