@@ -2,7 +2,8 @@
 """A Linux kernel of its own for a test, with what this machine's kernel may lack: netem. User-mode Linux, booted in a
 second or two with the machine's own files, which it cannot change.
 
-It has two hosts, namespaces `a` and `b`, joined by a veth pair: `va` has 10.9.0.1/24 in `a`, `vb` 10.9.0.2/24 in `b`.
+It has two hosts, namespaces `a` and `b`, joined by a veth pair: `va` has 10.9.0.1/24 in `a`, `vb` 10.9.0.2/24 in `b`. The
+program runs in `a`.
 """
 
 from __future__ import annotations
@@ -16,25 +17,26 @@ import sys
 import tempfile
 import textwrap
 
+PROJECT = pathlib.Path(__file__).resolve().parents[2]
+#: Where a program finds what it imports.
+PATH = [str(PROJECT), str(PROJECT / "collections")]
 MODULES = ("sch_netem", "sch_htb", "sch_ingress", "cls_u32", "act_mirred", "veth", "ifb")
 
 #: What runs as init: modules, namespaces, the test's program, and power off.
 _INIT = """\
 #!/bin/sh
-export PATH=/usr/sbin:/usr/bin:/sbin:/bin
+export PATH=/usr/sbin:/usr/bin:/sbin:/bin TMPDIR=/run
 mount -t proc proc /proc
 mount -t sysfs sys /sys
 mount -t tmpfs tmp /run
-mount -t tmpfs tmp /tmp
 mount -t hostfs none /mnt -o {shared}
-{python} /mnt/main.py > /mnt/out 2>&1
+{{ {python} /mnt/prepare.py && ip netns exec a {python} /mnt/main.py; }} > /mnt/out 2>&1
 echo $? > /mnt/rc
 halt -f -p
 """
 
-_PROLOGUE = """\
-import ctypes, os, subprocess, sys
-sys.path[:0] = {path!r}
+_PREPARE = """\
+import ctypes, os, subprocess
 for module in {modules!r}:
     with open(module) as file:
         assert ctypes.CDLL(None, use_errno=True).syscall(313, file.fileno(), b"", 0) == 0, os.strerror(ctypes.get_errno())
@@ -45,6 +47,11 @@ subprocess.run(
     ip -n a addr add 10.9.0.1/24 dev va; ip -n b addr add 10.9.0.2/24 dev vb
     for n in a b; do ip -n $n link set lo up; ip -n $n link set v$n up; done
     ''', shell=True, check=True)
+"""
+
+_PROLOGUE = """\
+import subprocess, sys
+sys.path[:0] = {path!r}
 
 def sh(command, **kwargs):
     return subprocess.run(command, shell=True, check=True, text=True, stdout=subprocess.PIPE, **kwargs).stdout
@@ -59,7 +66,7 @@ def missing() -> str:
     return f"needs {', '.join(lacking)} (Debian: user-mode-linux, iproute2)" if lacking else ""
 
 
-def run(program: str, *, timeout: float = 120, path: tuple[str, ...] = (), memory: str = "256M") -> str:
+def run(program: str, *, timeout: float = 120, memory: str = "256M") -> str:
     """Run a Python program in a kernel with netem, and return what it printed. `sh` in it runs a shell command.
 
     Raises:
@@ -71,8 +78,8 @@ def run(program: str, *, timeout: float = 120, path: tuple[str, ...] = (), memor
         tempfile.TemporaryDirectory(dir="/dev/shm") as memory_dir,
     ):
         base = pathlib.Path(shared)
-        prologue = _PROLOGUE.format(modules=modules, path=list(path))
-        (base / "main.py").write_text(prologue + textwrap.dedent(program))
+        (base / "prepare.py").write_text(_PREPARE.format(modules=modules))
+        (base / "main.py").write_text(_PROLOGUE.format(path=PATH) + textwrap.dedent(program))
         init = base / "init"
         init.write_text(_INIT.format(shared=shared, python=os.path.realpath(sys.executable)))
         init.chmod(0o755)
