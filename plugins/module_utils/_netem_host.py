@@ -162,7 +162,8 @@ class Host:
             if self._exists(device):
                 for kind in ("qdisc", "class", "filter"):
                     shown.append(self._call(["tc", kind, "show", "dev", device]))
-        text = re.sub(r" refcnt \d+", "", "\n".join(shown))
+        # HTB counts the packets that pass by even without -s.
+        text = re.sub(r" (?:refcnt|direct_packets_stat) \d+", "", "\n".join(shown))
         return hashlib.sha256(text.encode()).hexdigest()
 
     def _ifb(self, name: str) -> str:
@@ -291,15 +292,25 @@ class Host:
         self,
         names: t.Sequence[str],
         segments: t.Mapping[str, int],
-        state: t.Mapping[str, t.Mapping[str, t.Any]],
+        state: t.Dict[str, t.Dict[str, t.Any]],
     ) -> str:
         """Put back what was in force, and say so."""
-        try:
-            for name in names:
-                self._undo(name, {name: {"gso_max_segs": segments[name], **state.get(name, {})}})
-                self._do(state.get(name, {}).get("steps", []))
-        except NetemError as exc:
-            return "Nor could the rules of before be put back, so there may be none: {}".format(exc)
+        lost = []
+        for name in names:
+            old = {name: {"gso_max_segs": segments.get(name), **state.get(name, {})}}
+            try:
+                self._undo(name, old)
+                try:
+                    self._do(old[name].get("steps", []))
+                except NetemError:
+                    self._undo(name, old)  # a part of the rules is worse than none
+                    raise
+            except NetemError as exc:
+                state.pop(name, None)
+                lost.append("{}: {}".format(name, exc))
+        if lost:
+            self._write_state(state)
+            return "Nor could the rules of before be put back, so there are none. {}".format("; ".join(lost))
         return "The rules of before are in force" if state else "No rule is in force"
 
     def _gso_max_segs(self, name: str) -> int:
@@ -367,8 +378,8 @@ def _explain(tool: str, lines: t.Sequence[str], error: str) -> str:
     text = " ".join(line for line in error.split("\n") if line and not line.startswith("Command failed"))
     number = re.search(r"Command failed \S*?:(\d+)", error)
     command = lines[int(number.group(1)) - 1] if number and int(number.group(1)) <= len(lines) else lines[0]
-    message = "{} {}: {}".format(tool, command, text or "failed")
-    if " netem " in command and ("kind is unknown" in text or "No such file" in text or "not found" in text):
+    message = "{} {}: {}".format(tool, command, text.rstrip(".") or "failed")
+    if " netem " in command and ("kind is unknown" in text or "No such file" in text):
         message = (
             "the kernel of this host ({}) has no netem, so there is no delay and no loss: install its modules (Debian's cloud "
             "image: linux-image-amd64 in place of linux-image-cloud-amd64; Ubuntu: linux-modules-extra-$(uname -r); Amazon "

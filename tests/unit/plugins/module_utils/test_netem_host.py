@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import re
 import typing as t
 
 import pytest
@@ -31,7 +32,7 @@ def run(command, text):
         lines = text.split("\n")
         at = next((i for i, line in enumerate(lines) if broken[1] in line), None)
         if at is not None:
-            lines[at] = "qdisc add dev va parent 57a1:1 nonsense"
+            lines[at] = broken[2]
             text = "\n".join(lines)
     p = subprocess.run(command, input=text, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     return p.returncode, p.stdout, p.stderr
@@ -43,7 +44,7 @@ def ensure(*rules, after=0, dry=False):
     return outcome.changed
 
 def tc():
-    return sh("tc qdisc show dev va; tc class show dev va; tc filter show dev va")
+    return re.sub("direct_packets_stat [0-9]+", "", sh("tc qdisc show dev va; tc class show dev va; tc filter show dev va"))
 
 def ping(count=60, interval=5):
     words = subprocess.run(f"fping -C {count} -p {interval} -t 900 -q 10.9.0.2", shell=True, stderr=subprocess.PIPE, text=True)
@@ -69,14 +70,17 @@ results["drift"] = [ensure(SLOW, dry=True), ensure(SLOW), tc() == in_force]
 sh("tc qdisc del dev va root")
 results["flushed"] = [ensure(SLOW), tc() == in_force]
 
-broken[:] = ["tc", "qdisc add dev va parent 57a1:1"]
+NO_PARENT = "qdisc add dev va parent 57a1:99 bfifo"
+broken[:] = ["tc", "qdisc add dev va parent 57a1:1", NO_PARENT]
 message = refused(LOSSY)
 # The rules of before pass the broken tc too, so that putting them back fails: nothing is left.
 results["rollback impossible"] = [message, tc() == clean]
 broken[:] = []
 ensure(SLOW)
-broken[:] = ["tc", "loss 1%"]
+broken[:] = ["tc", "loss 1%", NO_PARENT]
 results["rollback"] = [refused(LOSSY), tc() == in_force, ping()]
+broken[2] = "qdisc add dev va parent 57a1:1 nonsense"
+results["no netem"] = refused(LOSSY)
 broken[:] = []
 results["after rollback"] = [ensure(SLOW), ensure(LOSSY)]
 
@@ -168,6 +172,12 @@ def test_tc_that_fails_in_the_middle_leaves_what_there_was(results: dict[str, t.
     assert unchanged
     assert 20 <= ping["median"] < 22
     assert results["after rollback"] == [False, True]
+
+
+def test_a_kernel_without_netem_has_a_remedy(results: dict[str, t.Any]) -> None:
+    assert re.match(r"the kernel of this host \(6\.\S+\) has no netem", results["no netem"])
+    assert "linux-modules-extra" in results["no netem"]
+    assert results["no netem"].endswith("The rules of before are in force")
 
 
 def test_rules_that_cannot_be_put_back_leave_nothing_and_say_so(results: dict[str, t.Any]) -> None:
