@@ -31,7 +31,7 @@ ALL_PAIRS: t.Final = 45
 PINGS: t.Final = 200
 PING_INTERVAL_MS: t.Final = 10
 RATE_SECONDS: t.Final = 3
-#: A flow of more than the rate finds the rate whatever is lost; TCP would find what loss and round trip leave it.
+#: Where packets are lost TCP finds what loss and round trip leave it; a flow of more than the rate finds the rate.
 OFFERED: t.Final = 1.2
 #: UDP payload of a full frame, and what Ethernet, IPv4 and UDP add.
 UDP_PAYLOAD: t.Final = 1472
@@ -212,10 +212,11 @@ def ping_command(address: str, probe: Probe, count: int = PINGS) -> list[str]:
 
 
 def rate_command(address: str, probe: Probe, seconds: int = RATE_SECONDS) -> list[str]:
-    """iperf3 as a client: UDP above the rate. The first second, in which queues fill, does not count."""
-    offered = f"{probe.rate * OFFERED:.0f}"
-    options = ["--udp", "--bitrate", offered, "--length", str(UDP_PAYLOAD), "--omit", "1", "--time", str(seconds)]
-    return ["iperf3", "--json", "--get-server-output", "--client", address, *options]
+    """iperf3 as a client. The first second, in which queues fill, does not count."""
+    command = ["iperf3", "--json", "--omit", "1", "--time", str(seconds), "--client", address]
+    if not probe.loss:
+        return command
+    return [*command, "--udp", "--bitrate", f"{probe.rate * OFFERED:.0f}", "--length", str(UDP_PAYLOAD)]
 
 
 def parse_fping(text: str) -> dict[str, tuple[float | None, ...]]:
@@ -251,13 +252,17 @@ def parse_ping(text: str) -> tuple[float | None, ...]:
     return tuple(times.get(number) for number in range(start, start + int(sent[1])))
 
 
-def parse_iperf3(text: str) -> float:
+def parse_iperf3(text: str, rate: int = 0) -> float:
     """The rate on the wire in bit/s, headers counted, from ``iperf3 --json``.
 
     Of UDP, what the receiver got; of TCP, what it got with the headers of full segments.
 
+    Args:
+        text: what iperf3 printed.
+        rate: what was asked for; UDP that offered less says nothing of it.
+
     Raises:
-        ProbeError: it failed, or says something else.
+        ProbeError: it failed, says something else, or could not send as much as it should.
     """
     try:
         data = json.loads(text)
@@ -267,15 +272,20 @@ def parse_iperf3(text: str) -> float:
         raise ProbeError(f"iperf3: {data['error']}")
     try:
         start, end = data["start"], data["end"]
-        if start["test_start"]["protocol"] == "UDP":
-            payload = start["test_start"]["blksize"]
-            if "sum_received" in end:
-                bits = end["sum_received"]["bits_per_second"]
-            else:  # releases before 3.7 have one sum, of what was sent and lost
-                bits = end["sum"]["bits_per_second"] * (1 - end["sum"]["lost_percent"] / 100)
-            return float(bits * (payload + UDP_HEADERS) / payload)
-        segment = start["tcp_mss_default"]
-        return float(end["sum_received"]["bits_per_second"] * (segment + TCP_HEADERS) / segment)
+        if start["test_start"]["protocol"] != "UDP":
+            segment = start["tcp_mss_default"]
+            return float(end["sum_received"]["bits_per_second"] * (segment + TCP_HEADERS) / segment)
+        payload = start["test_start"]["blksize"]
+        on_wire = (payload + UDP_HEADERS) / payload
+        offered = end["sum"]["bits_per_second"] * on_wire
+        if offered < rate:
+            raise ProbeError(
+                f"iperf3 sent no more than {offered / 1e6:.4g} of {rate / 1e6:.4g} Mbit/s: the host is too slow or too busy"
+            )
+        if "sum_received" in end:
+            return float(end["sum_received"]["bits_per_second"] * on_wire)
+        # Releases before 3.7 have one sum, of what was sent and lost.
+        return float(offered * (1 - end["sum"]["lost_percent"] / 100))
     except (KeyError, TypeError) as exc:
         raise ProbeError(f"iperf3's answer has no {exc}") from exc
 
@@ -323,9 +333,10 @@ def judge(
     findings = [Finding("rtt", "ms", probe.rtt, added, probe.rtt - room, probe.rtt + room)]
     if probe.jitter:
         spread = None
-        if len(received) > 1:
+        near = _without_hiccups(received, probe.jitter)
+        if len(near) > 1:
             noise = statistics.variance(baseline.received) if len(baseline.received) > 1 else 0.0
-            spread = math.sqrt(max(0.0, statistics.variance(received) - noise))
+            spread = math.sqrt(max(0.0, statistics.variance(near) - noise))
         chance = 2.58 / math.sqrt(2 * max(1, len(received) - 1))
         room = max((allowed.jitter + chance) * probe.jitter, allowed.jitter_ms)
         findings.append(Finding("jitter", "ms", probe.jitter, spread, probe.jitter - room, probe.jitter + room))
@@ -344,6 +355,13 @@ def _middle(measured: Measured, skewed: bool) -> float | None:
     if not measured.received:
         return None
     return statistics.mean(measured.received) if skewed else statistics.median(measured.received)
+
+
+def _without_hiccups(times: t.Sequence[float], jitter: float) -> t.Sequence[float]:
+    """Without the few that a host held up: netem's tables end at four jitters. A link that varies more still shows."""
+    middle = statistics.median(times) if times else 0.0
+    near = [value for value in times if abs(value - middle) <= 6 * jitter + 0.5]
+    return near if len(near) >= 0.95 * len(times) else times
 
 
 def loss_interval(percent: float, packets: int, tolerance: float, correlation: float = 1.0) -> tuple[float, float]:

@@ -128,12 +128,20 @@ def test_an_iperf3_that_failed_says_why(text: str, message: str) -> None:
         check.parse_iperf3(text)
 
 
+def test_a_sender_that_was_too_slow_says_nothing_of_the_link() -> None:
+    assert check.parse_iperf3(json.dumps(UDP), 10_000_000)
+    with pytest.raises(ProbeError, match=r"sent no more than 12\.34 of 20 Mbit/s"):
+        check.parse_iperf3(json.dumps(UDP), 20_000_000)
+
+
 def test_the_commands_suit_the_probe() -> None:
     probe = Probe("a", "b", rtt=80, jitter=1, loss=0, rate=10_000_000)
     assert check.ping_command("10.0.0.2", probe) == [
         "fping", "-q", "-C", "200", "-p", "10", "-t", "1170", "10.0.0.2",
     ]  # fmt: skip
-    assert check.rate_command("10.0.0.2", probe)[5:9] == ["--udp", "--bitrate", "12000000", "--length"]
+    assert "--udp" not in check.rate_command("10.0.0.2", probe)
+    lossy = Probe("a", "b", rtt=80, jitter=1, loss=1, rate=10_000_000)
+    assert check.rate_command("10.0.0.2", lossy)[-5:] == ["--udp", "--bitrate", "12000000", "--length", "1472"]
 
 
 # --- the judgement ----------------------------------------------------------------------------------------------------
@@ -172,6 +180,13 @@ def test_jitter(sigma: float, expected: bool) -> None:
     noise = random.Random(1)  # noqa: S311
     measured = Measured(tuple(noise.gauss(80.2, sigma) for _ in range(200)))
     assert right(asked(jitter=2), measured)["jitter"] is expected
+
+
+def test_a_hiccup_of_the_host_is_no_jitter() -> None:
+    noise = random.Random(1)  # noqa: S311
+    times = [noise.gauss(80.2, 1) for _ in range(196)]
+    assert right(asked(jitter=1), Measured((*times, 130.0, 140.0, 150.0)))["jitter"]
+    assert not right(asked(jitter=1), Measured(tuple(noise.gauss(80.2, 3) for _ in range(200))))["jitter"]
 
 
 @pytest.mark.parametrize(
