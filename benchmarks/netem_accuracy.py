@@ -43,17 +43,23 @@ FAST: list[dict[str, t.Any]] = [{"rate": "1mbit"}, {"rate": "10mbit"}, {"rate": 
 
 #: Runs beside the sender, `va` in `a`; prints what each tool said.
 PROGRAM = """
-import json, time
+import json, os
 out = []
-server = subprocess.Popen(["ip", "netns", "exec", B, "iperf3", "--server"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-time.sleep(1)
 for batch, ping, rate in [([], PING, None), *WORK]:
     subprocess.run(["tc", "qdisc", "del", "dev", "va", "root"], stderr=subprocess.DEVNULL)
     subprocess.run(["tc", "-batch", "-"], input="\\n".join(batch) + "\\n", text=True, check=True)
     pinged = subprocess.run(ping, stderr=subprocess.PIPE, text=True).stderr if not rate else ""
-    rated = subprocess.run(rate, stdout=subprocess.PIPE, text=True).stdout if rate else ""
+    rated = ""
+    if rate:
+        # One server a measurement: it is busy until the queue of the one before is empty.
+        command = ["ip", "netns", "exec", B, "iperf3", "--server", "--one-off", "--forceflush"]
+        server = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+        while b"listening" not in server.stdout.readline():
+            pass
+        rated = subprocess.run(rate, stdout=subprocess.PIPE, text=True).stdout
+        server.kill()
+        server.wait()
     out.append([pinged, rated])
-server.kill()
 print(json.dumps(out))
 """
 

@@ -23,7 +23,6 @@ import typing as t
 
 from ansible_collections.startline.lab.plugins.module_utils import _netem
 from ansible_collections.startline.lab.plugins.plugin_utils import _network_profile
-from ansible_collections.startline.lab.plugins.plugin_utils._errors import PlanError
 from ansible_collections.startline.lab.plugins.plugin_utils._hosts_config import version_key
 from ansible_collections.startline.lab.plugins.plugin_utils._network_profile import ProfileError, Topology
 
@@ -291,32 +290,27 @@ def host_rules(
 ) -> dict[str, list[dict[str, t.Any]]]:
     """What each member of a trial is to do: the argument `rules` of the module `netem`, by member.
 
-    Members that shape nothing have an empty list, so that rules of the trial before do not stay.
+    Members that shape nothing have an empty list, so that rules of the trial before do not stay. A member without an
+    address cannot be reached, and is passed over: whether the trial goes on without it is not decided here.
 
     Args:
         plan: the plan.
         trial: one of its trials.
         hosts: by member: ``address``, and ``public_address`` where there is one. Both are shaped.
-
-    Raises:
-        PlanError: a member has no address.
     """
-    inside = set(trial["members"])
-    missing = sorted((name for name in inside if not hosts.get(name, {}).get("address")), key=version_key)
-    if missing:
-        raise PlanError(f"no address is known of {', '.join(missing)}: the network cannot be shaped without")
+    inside = [name for name in (*trial["members"], *trial.get("spares", ())) if hosts.get(name, {}).get("address")]
     addresses = {
         name: sorted(
             {str(hosts[name][key]) for key in ("address", "public_address") if hosts[name].get(key)}, key=version_key
         )
         for name in inside
     }
-    rules: dict[str, list[dict[str, t.Any]]] = {name: [] for name in trial["members"]}
+    rules: dict[str, list[dict[str, t.Any]]] = {name: [] for name in inside}
     for link in network_links(plan, trial):
-        targets = [name for name in link["to"] if name in inside]
+        targets = [name for name in link["to"] if name in addresses]
         for source in link["from"]:
             peers = [addresses[name] for name in targets if name != source]
-            if source not in inside or not peers:
+            if source not in addresses or not peers:
                 continue
             if link["rate_per"] == "host":
                 peers = [sorted((address for own in peers for address in own), key=version_key)]

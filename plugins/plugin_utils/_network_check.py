@@ -120,7 +120,7 @@ def plan_probes(
     The sample is a hash of seed and names, so it is the same with every release of Python.
     """
     shapes: dict[tuple[str, str], tc.Shape] = {}
-    inside = set(trial["members"])
+    inside = set(trial["members"])  # spares are probed when they have taken a place
     for link in _netem.network_links(plan, trial):
         shape, _problems = tc.parse_shape(link["shape"])
         for pair in itertools.product(inside.intersection(link["from"]), inside.intersection(link["to"])):
@@ -208,7 +208,9 @@ def rounds(probes: t.Sequence[Probe]) -> list[list[Probe]]:
 def ping_command(address: str, probe: Probe, count: int = PINGS) -> list[str]:
     """fping, because ping sends no faster than 5 a second without root in some distributions."""
     patience = round(2 * probe.rtt + 10 * probe.jitter + 1000)
-    return ["fping", "-q", "-C", str(count), "-p", str(PING_INTERVAL_MS), "-t", str(patience), address]
+    # Packets keep their order: one that follows too soon waits for a late one in front of it.
+    interval = max(PING_INTERVAL_MS, round(5 * probe.jitter))
+    return ["fping", "-q", "-C", str(count), "-p", str(interval), "-t", str(patience), address]
 
 
 def rate_command(address: str, probe: Probe, seconds: int = RATE_SECONDS) -> list[str]:

@@ -46,6 +46,17 @@ def test_trials(plan: dict[str, t.Any]) -> None:
     assert found == [_trial.compose_trial(plan, plan["trials"][0], HOSTS, run_id=RUN, attempt=2, bucket="b")]
 
 
+def test_netem_rules(plan: dict[str, t.Any]) -> None:
+    assert call("netem_rules", plan, "r1", HOSTS) == []
+    shaped = _plan.expand(load_experiment(TEXT + "network: {party: {party: {rtt: 1ms}}}\n", "experiments/demo.yml"))
+    first, second = call("netem_rules", shaped, "r1", HOSTS)
+    assert (first["member"], second["member"]) == ("party-0", "party-1")
+    assert first["rules"] == [{"to": ["10.0.0.9"], "delay": "500us"}]
+    assert {"protocol": "tcp", "port": 7447} in first["exempt"]
+    with pytest.raises(AnsibleFilterError, match="the plan has no trial r9"):
+        call("netem_rules", shaped, "r9", HOSTS)
+
+
 def test_hosts_config(plan: dict[str, t.Any]) -> None:
     assert call("hosts_config", plan, HOSTS) == "10.0.0.9\n10.0.0.10\n"
 

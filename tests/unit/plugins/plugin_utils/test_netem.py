@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from ansible_collections.startline.lab.plugins.module_utils import _netem as tc
 from ansible_collections.startline.lab.plugins.plugin_utils import _netem, _network_profile, _plan
-from ansible_collections.startline.lab.plugins.plugin_utils._errors import ExperimentError, PlanError, Problem
+from ansible_collections.startline.lab.plugins.plugin_utils._errors import ExperimentError, Problem
 from ansible_collections.startline.lab.plugins.plugin_utils._experiment import load_experiment
 
 BASE = """
@@ -265,10 +265,11 @@ def test_only_members_of_the_trial_count() -> None:
     assert found["chain-0"] == []
 
 
-def test_a_member_without_an_address_is_named() -> None:
+def test_a_member_without_an_address_is_passed_over() -> None:
     expanded = plan("{party: {party: {rtt: 1ms}}}")
-    with pytest.raises(PlanError, match="no address is known of chain-1"):
-        _netem.host_rules(expanded, expanded["trials"][0], {k: v for k, v in HOSTS.items() if k != "chain-1"})
+    found = _netem.host_rules(expanded, expanded["trials"][0], {k: v for k, v in HOSTS.items() if k != "party-1"})
+    assert found["party-0"] == [{"to": ["10.77.0.6", "198.18.1.3"], "delay": "500us"}]
+    assert "party-1" not in found
 
 
 ENDS = st.sampled_from(["all", "us", "eu", "party", "chain", "party-0", "chain-1"])
