@@ -90,7 +90,7 @@ def bare_hosts(count: int, root: Path) -> t.Iterator[t.Callable[[], None]]:
             for index in range(count):
                 machine.attempt("umount", "--lazy", str(Path(work, str(index), "root")))
                 machine.attempt("ip", "link", "del", f"bare-{index}")
-                machine.remove_netns(f"{name}-{index}")
+                machine.attempt("ip", "netns", "del", f"{name}-{index}")
 
 
 @contextlib.contextmanager

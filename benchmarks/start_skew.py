@@ -30,7 +30,7 @@ COMMAND = "sleep 0.2"
 
 def floor(members: int, lead: float = 0.3) -> list[float]:
     """Lateness (ms) of `members` bare processes."""
-    start_ns = time.time_ns() + int(lead * 1e9)
+    start_ns = time.monotonic_ns() + int(lead * 1e9)
     read, write = os.pipe()
     children = []
     for _ in range(members):
@@ -38,7 +38,7 @@ def floor(members: int, lead: float = 0.3) -> list[float]:
         if not child:
             launcher._prctl(29, 1)  # PR_SET_TIMERSLACK, as the launcher does
             launcher.sleep_until(start_ns)
-            os.write(write, struct.pack("!q", time.time_ns() - start_ns))
+            os.write(write, struct.pack("!q", time.monotonic_ns() - start_ns))
             os.execv("/bin/sh", ["/bin/sh", "-c", COMMAND])  # noqa: S606
         children.append(child)
     os.close(write)

@@ -1,29 +1,33 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The API: moto's server in our process, and in front of it what EC2 and S3 promise and moto does not do."""
+"""The API: moto's server in our process, and in front of it what EC2 and S3 promise and moto does not do.
+
+Instance metadata is served here too: VPCs bring requests to its address here, and hosts name it in their Host header.
+"""
 
 from __future__ import annotations
 
 import base64
 import hashlib
+import http
 import io
 import json
 import logging
 import os
+import secrets
 import threading
 import time
 import typing as t
 import urllib.parse
 
-from localcloud import instances
+from localcloud import imds, instances
 from localcloud.image import Image
 from localcloud.instances import Cloud
 from localcloud.machine import RUN, CloudError, run
-from localcloud.network import API_ADDRESS
+from localcloud.network import API_ADDRESS, API_PORT, METADATA_ADDRESS, TIME_PORT
 
 log = logging.getLogger("localcloud.requests")
 
-PORT = 4566
-ENDPOINT = f"http://{API_ADDRESS}:{PORT}"
+ENDPOINT = f"http://{API_ADDRESS}:{API_PORT}"
 
 Environ = dict[str, t.Any]
 StartResponse = t.Callable[..., t.Any]
@@ -52,9 +56,12 @@ class Gate:
     def __init__(self, cloud: Cloud, moto: t.Callable[[Environ, StartResponse], t.Iterable[bytes]]) -> None:
         self._cloud = cloud
         self._moto = moto
+        self._secret = secrets.token_bytes(32)
         self._writes = threading.Lock()
 
     def __call__(self, environ: Environ, start_response: StartResponse) -> t.Iterable[bytes]:
+        if environ.get("HTTP_HOST", "").partition(":")[0] == str(METADATA_ADDRESS):
+            return self._metadata(environ, start_response)
         if environ["PATH_INFO"] == "/_startline/status":
             start_response("200 OK", [("Content-Type", "application/json")])
             return [json.dumps(self._cloud.status()).encode()]
@@ -66,6 +73,17 @@ class Gate:
         if environ.get("CONTENT_TYPE", "").startswith("application/x-www-form-urlencoded"):
             return self._query_api(environ, start_response)
         return self._moto(environ, start_response)
+
+    def _metadata(self, environ: Environ, start_response: StartResponse) -> t.Iterable[bytes]:
+        me = self._cloud.metadata(environ["REMOTE_ADDR"])
+        environ["startline.action"] = f" of {me.instance}" if me else " of nobody"
+        names = {name: name.removeprefix("HTTP_").replace("_", "-").lower() for name in environ}
+        headers = {names[name]: value for name, value in environ.items() if name.startswith("HTTP_")}
+        method, target = environ["REQUEST_METHOD"], environ["RAW_URI"]
+        answer = imds.respond(me, method, target, headers, secret=self._secret, now=time.time())
+        said = [("content-type", "text/plain"), ("content-length", str(len(answer.body))), *answer.headers.items()]
+        start_response(f"{answer.status} {http.HTTPStatus(answer.status).phrase}", said)
+        return [answer.body]
 
     def _query_api(self, environ: Environ, start_response: StartResponse) -> t.Iterable[bytes]:
         form = dict(urllib.parse.parse_qsl(_read_body(environ).decode(errors="replace")))
@@ -127,28 +145,25 @@ def listen(cloud: Cloud) -> t.Callable[[], None]:
             took = 1000 * (time.monotonic() - getattr(self, "began", time.monotonic()))
             log.info("%s %s %s%s %s %.0f ms", self.client_address[0], self.command, path, action, code, took)
 
-    if holder := run(
-        "ss", "--no-header", "-ltnp", f"( sport = :{PORT} ) and ( src {API_ADDRESS} or src 0.0.0.0 )"
-    ).strip():
-        raise CloudError(f"port {PORT} is held by another program: {holder}", "Stop that program.")
     instances.install(cloud)
     gate = Gate(cloud, DomainDispatcherApplication(create_backend_app))
-    server = make_server(str(API_ADDRESS), PORT, gate, threaded=True, request_handler=Handler)
-    threading.Thread(target=_warm, args=(gate,), daemon=True).start()
+    server = make_server(str(API_ADDRESS), API_PORT, gate, threaded=True, request_handler=Handler)
+    threading.Thread(target=_warm, daemon=True).start()
     return server.serve_forever
 
 
-def _warm(gate: Gate) -> None:
-    """Ask what everybody asks first, so that moto loads its tables while the user's program starts."""
-    from werkzeug.test import Client
+def check_ports() -> None:
+    """CloudError when a port that is served here is held already, also by a program that listens at all addresses."""
+    for port in (API_PORT, TIME_PORT):
+        held = f"( sport = :{port} ) and ( src {API_ADDRESS} or src 0.0.0.0 )"
+        if holder := run("ss", "--no-header", "-ltunp", held).strip():
+            raise CloudError(f"port {port} is held by another program: {holder}", "Stop that program.")
 
-    for service in ("ec2", "iam", "s3", "sts"):
-        scope = f"Credential=warm/20200101/us-east-1/{service}/aws4_request"
-        asked = {"ec2": "DescribeSubnets", "iam": "ListRoles", "sts": "GetCallerIdentity"}.get(service)
-        form = {"Action": asked, "Version": "2016-11-15" if service == "ec2" else "2010-05-08"} if asked else None
-        Client(gate).open(
-            "/",
-            method="POST" if form else "GET",
-            data=form,
-            headers={"Authorization": f"AWS4-HMAC-SHA256 {scope}, SignedHeaders=host, Signature=0"},
-        )
+
+def _warm() -> None:
+    """Load what everybody asks first, while the user's program starts."""
+    from moto.backends import get_backend
+    from moto.core.models import DEFAULT_ACCOUNT_ID
+
+    for service, region in (("ec2", "us-east-1"), ("iam", "aws"), ("s3", "aws"), ("sts", "aws")):
+        t.cast(t.Any, get_backend)(service)[DEFAULT_ACCOUNT_ID][region]

@@ -18,34 +18,24 @@ import sys
 import time
 import typing as t
 import urllib.request
-from dataclasses import dataclass, field
 from pathlib import Path
 
 from localcloud import hosts, image, machine
-from localcloud.machine import INSTANCES, LOGS, RUN, CloudError, Process
+from localcloud.machine import INSTANCES, LOGS, RUN, CloudError
+from localcloud.network import API_ADDRESS, TIME_PORT
 
+# Written when the daemon serves, and locked for as long as it lives.
 RECORD = RUN / "daemon.json"
 _COMMAND_LOCK = Path("/run/lock/startline.lock")
+_READY_WITHIN = 60.0
 
 log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
-class Status:
-    up: bool
-    endpoint: str | None = None
-    pid: int | None = None
-    image: str | None = None
-    hosts: list[dict[str, str | None]] = field(default_factory=list)
-    leftovers: list[str] = field(default_factory=list)  # of a daemon that was killed
-    logs: str = str(LOGS)
-
-
-def up(wait: float, say: t.Callable[[str], None]) -> None:
+def up(say: t.Callable[[str], None]) -> None:
     """Start the daemon and wait until it serves. Changes nothing when it does already."""
     with _one_command():
-        record = _record()
-        if record:
+        if record := _record():
             say(f"local cloud is up: {record['endpoint']} ({record['image']})")
             return
         if left := machine.leftovers():
@@ -54,7 +44,7 @@ def up(wait: float, say: t.Callable[[str], None]) -> None:
         ready = image.ensure(say=say)
         image.remove_others(ready)
         began = time.monotonic()
-        endpoint = _start(wait)
+        endpoint = _start()
         say(f"local cloud is up: {endpoint} ({ready.name}, {time.monotonic() - began:.1f} s)")
 
 
@@ -68,109 +58,132 @@ def down(say: t.Callable[[str], None]) -> None:
         say("local cloud is down" if was_there else "local cloud was not up")
 
 
-def status() -> Status:
+def make_image(rebuild: bool, say: t.Callable[[str], None]) -> Path:
+    with _one_command():
+        if rebuild and _record():
+            raise CloudError("hosts stand on the image", "First: python -m localcloud down")
+        return image.ensure(rebuild, say).root
+
+
+def status() -> dict[str, t.Any]:
+    """`up`, and with a living daemon what it recorded and its `hosts`; without one the `leftovers`."""
     record = _record()
     if record is None:
-        return Status(up=False, leftovers=machine.leftovers())
+        return {"up": False, "leftovers": machine.leftovers()}
     with urllib.request.urlopen(f"{record['endpoint']}/_startline/status", timeout=10) as answer:  # noqa: S310 (ours)
-        alive = json.load(answer)
-    return Status(up=True, endpoint=record["endpoint"], pid=record["pid"], image=record["image"], hosts=alive)
+        return {"up": True, **record, "logs": str(LOGS), "hosts": json.load(answer)}
 
 
 def _clear() -> None:
     machine.cgroup_kill()
-    if INSTANCES.exists():
-        for directory in INSTANCES.iterdir():
-            hosts.keep_packages(directory)
+    hosts.keep_packages()
     machine.sweep()
 
 
 def _record() -> dict[str, t.Any] | None:
     """What the living daemon said of itself when it was ready to serve."""
-    try:
-        record: dict[str, t.Any] = json.loads(RECORD.read_text())
-    except (FileNotFoundError, ValueError):
-        return None
-    return record if Process(record["pid"], record["started"]).alive() else None
+    with contextlib.suppress(FileNotFoundError), RECORD.open() as record:
+        try:
+            fcntl.flock(record, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return t.cast("dict[str, t.Any]", json.load(record))
+    return None
 
 
 @contextlib.contextmanager
 def _one_command() -> t.Iterator[None]:
-    """One up or down at a time; the others wait for it."""
+    """One command that changes something at a time; the others wait for it."""
     _COMMAND_LOCK.parent.mkdir(parents=True, exist_ok=True)
     with _COMMAND_LOCK.open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield
 
 
-def _start(wait: float) -> str:
-    """Start the daemon in a session of its own: its endpoint once it is ready, CloudError with its word if not."""
-    RUN.mkdir(parents=True, exist_ok=True)
-    LOGS.mkdir(parents=True, exist_ok=True)
+def _start() -> str:
+    """Start the daemon: its endpoint once it serves, CloudError with its word if it does not."""
+    for directory in (RUN, LOGS, INSTANCES, Path("/run/netns")):
+        directory.mkdir(parents=True, exist_ok=True)
     for old in LOGS.glob("i-*.log"):
         old.unlink()
+    # What the daemon and its hosts mount is seen by them alone, and gone with the last of them; namespaces too.
+    private = ["unshare", "--mount", "sh", "-c", 'mount -t tmpfs tmpfs /run/netns && exec "$@"', "startline"]
+    command = [*private, sys.executable, "-m", "localcloud", "daemon"]
     reader, writer = os.pipe()
-    with (LOGS / "daemon.log").open("w") as output:
+    with (LOGS / "daemon.log").open("w") as output, os.fdopen(writer) as word_of_it:
         process = subprocess.Popen(
             # Its control group is how it is ended: from the first moment, whoever started it and whatever it recorded.
-            machine.cgroup_command("daemon", [sys.executable, "-m", "localcloud", "daemon", str(writer)]),
+            machine.cgroup_command("daemon", command),
             cwd="/",
             env={**os.environ, "PYTHONPATH": str(machine.PROJECT)},
             stdin=subprocess.DEVNULL,
-            stdout=output,
+            stdout=word_of_it,
             stderr=output,
-            pass_fds=(writer,),
             start_new_session=True,
         )
-    os.close(writer)
-    said, ends = b"", time.monotonic() + wait
-    with os.fdopen(reader, "rb", buffering=0) as answer:
-        while select.select([answer], [], [], max(0.0, ends - time.monotonic()))[0] and (chunk := answer.read(65536)):
-            said += chunk
-    word = json.loads(said or "{}")
-    if "endpoint" in word:
-        return str(word["endpoint"])
-    _clear()
-    process.wait()
-    problem = word.get("problem", f"the daemon died, or was not ready within {wait:g} s")
-    raise CloudError(problem, f"Log: {LOGS / 'daemon.log'}")
+    with os.fdopen(reader) as answer:
+        heard = select.select([answer], [], [], _READY_WITHIN)[0]
+        word = json.loads((answer.readline() if heard else "") or "{}")
+    if "endpoint" not in word:
+        _clear()
+        process.wait()
+        problem = word.get("problem", f"the daemon died, or was not ready within {_READY_WITHIN:g} s")
+        raise CloudError(problem, f"Log: {LOGS / 'daemon.log'}")
+    return str(word["endpoint"])
 
 
-def serve(ready: int) -> None:
-    """The daemon itself: tell `ready` (a file descriptor) the endpoint or the problem, then serve for ever."""
+def serve() -> None:
+    """The daemon itself: say the endpoint or the problem in one line, then serve for ever."""
     logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s %(message)s", level=logging.INFO)
     requests = logging.getLogger("localcloud.requests")
     requests.addHandler(logging.FileHandler(LOGS / "api.log", mode="w"))
     requests.handlers[0].setFormatter(logging.Formatter("%(asctime)s %(message)s"))
     requests.propagate = False
-    with os.fdopen(ready, "w") as answer:
-        try:
-            run, word = _prepare()
-        except (CloudError, OSError) as problem:
-            json.dump({"problem": str(problem)}, answer)
-            raise SystemExit(1) from problem
-        except BaseException as problem:
-            json.dump({"problem": f"{type(problem).__name__}: {problem}"}, answer)
-            raise
-        json.dump(word, answer)
-    run()
+    try:
+        serve_for_ever, word = _prepare()
+    except BaseException as problem:
+        said = str(problem) if isinstance(problem, CloudError) else f"{type(problem).__name__}: {problem}"
+        print(json.dumps({"problem": said}), flush=True)
+        raise
+    # Whoever finds the record finds it whole and locked.
+    record = RECORD.with_suffix(".new").open("w")
+    fcntl.flock(record, fcntl.LOCK_EX)
+    json.dump(word, record)
+    record.flush()
+    RECORD.with_suffix(".new").rename(RECORD)
+    print(json.dumps(word), flush=True)
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # whoever listened goes away
+    log.info("up: %s", word)
+    serve_for_ever()
 
 
 def _prepare() -> tuple[t.Callable[[], None], dict[str, t.Any]]:
     from localcloud import api, instances
 
-    INSTANCES.mkdir(parents=True, exist_ok=True)
     machine.raise_limits()
     ready = image.ensure()
-    image.hold(ready)
     api.prepare_moto(ready)
-    cloud = instances.Cloud(ready)
+    cloud = instances.Cloud(ready.root)
+    api.check_ports()
     cloud.fabric.up()
-    run = api.listen(cloud)
-    word = {"pid": os.getpid(), "started": Process.current().started, "endpoint": api.ENDPOINT, "image": ready.name}
-    # Whoever reads the record finds the daemon serving: it listens already.
-    temporary = RECORD.with_suffix(".new")
-    temporary.write_text(json.dumps(word))
-    temporary.rename(RECORD)
-    log.info("up: %s", word)
-    return run, word
+    _serve_time(ready.root)
+    return api.listen(cloud), {"endpoint": api.ENDPOINT, "pid": os.getpid(), "image": ready.name}
+
+
+def _serve_time(root: Path) -> None:
+    """Amazon Time Sync, which VPCs show at 169.254.169.123: serves the machine's clock and never touches it.
+
+    The program is the image's: the machine's own time service is none of our business, and chrony's package would replace it.
+    """
+    # In a mount namespace of its own, so that nothing is written into the image, which hosts stand on.
+    inside = 'mount -t tmpfs tmpfs "$0/run" && exec chroot "$0" chronyd -x -d -u root "$@"'
+    directives = (
+        f"bindaddress {API_ADDRESS}",
+        f"port {TIME_PORT}",
+        "allow",
+        "local stratum 3",  # Amazon's servers say 3 or 4
+        "cmdport 0",  # nobody steers it
+        "bindcmdaddress /",
+        "pidfile /run/chronyd.pid",
+    )
+    command = ["unshare", "--mount", "sh", "-c", inside, str(root), *directives]
+    subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=sys.stderr)

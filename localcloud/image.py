@@ -7,8 +7,6 @@ apt configuration): a changed recipe is built anew, an unchanged one is found. I
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
 import hashlib
 import json
 import os
@@ -80,13 +78,9 @@ class Image:
             "virtualization_type": "hvm",
             "hypervisor": "xen",
             "image_location": f"amazon/{self.name}",
-            "image_type": "machine",
-            "platform": None,
-            "state": "available",
             "creation_date": self.built,
             "root_device_name": "/dev/xvda",
             "root_device_type": "ebs",
-            "sriov": "simple",
         }
 
 
@@ -108,14 +102,14 @@ def ensure(rebuild: bool = False, say: t.Callable[[str], None] = print) -> Image
         name = distribution.get("PRETTY_NAME", "this distribution")
         raise CloudError(f"hosts are made of the machine's own Debian or Ubuntu packages; this is {name}")
     digest = recipe(files, distribution)
-    LOGS.mkdir(parents=True, exist_ok=True)
-    with _one_builder():
-        image = None if rebuild else find(digest)
-        if image is None:
-            say(f"building the image of {distribution['PRETTY_NAME']}: about half a minute; log {LOGS / 'image.log'}")
-            image = _build(digest, distribution, files)
-            say(f"image built in {image.seconds:.0f} s")
-        return image
+    image = None if rebuild else find(digest)
+    if image is None:
+        LOGS.mkdir(parents=True, exist_ok=True)
+        IMAGES.mkdir(parents=True, exist_ok=True)
+        say(f"building the image of {distribution['PRETTY_NAME']}: about half a minute; log {LOGS / 'image.log'}")
+        image = _build(digest, distribution, files)
+        say(f"image built in {image.seconds:.0f} s")
+    return image
 
 
 def find(digest: str) -> Image | None:
@@ -126,28 +120,10 @@ def find(digest: str) -> Image | None:
 
 
 def remove_others(keep: Image) -> None:
-    """Remove images of older recipes that no daemon holds, and what a killed build left."""
-    with _one_builder():
-        for path in IMAGES.iterdir():
-            if path.is_dir() and not path.is_symlink() and path != keep.directory:
-                handle = os.open(path, os.O_RDONLY)
-                with contextlib.suppress(BlockingIOError):
-                    fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                    shutil.rmtree(path)
-                os.close(handle)
-
-
-def hold(image: Image) -> None:
-    """Keep an image from being removed: the descriptor stays open for as long as this process lives."""
-    fcntl.flock(os.open(image.directory, os.O_RDONLY), fcntl.LOCK_SH)
-
-
-@contextlib.contextmanager
-def _one_builder() -> t.Iterator[None]:
-    IMAGES.mkdir(parents=True, exist_ok=True)
-    with (IMAGES / "lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
+    """Remove images of older recipes, and what a killed build left. While no daemon is up: hosts stand on one."""
+    for path in IMAGES.iterdir():
+        if path != keep.directory:
+            shutil.rmtree(path, ignore_errors=True)
 
 
 def _files() -> dict[str, bytes]:

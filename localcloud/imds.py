@@ -1,34 +1,29 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The instance metadata service, at 169.254.169.254 of each VPC: who asks is known by the address it asks from.
+"""The instance metadata service, which VPCs show at 169.254.169.254: who asks is known by the address it asks from.
 
-`respond` is pure; `serve` puts it behind a socket inside the VPC's namespace. Tokens of version 2 are
-signed and not stored: the instance and the time they end at, with a MAC of this process.
+`of` tells what an instance may know of itself, `respond` answers a request purely. Tokens of version 2 are signed and
+not stored: the instance and the time they end at, with a MAC of this process.
 Reference: https://docs.aws.amazon.com/AWSEC2/latest/UserGuide/instancedata-data-categories.html
 """
 
 from __future__ import annotations
 
+import base64
+import functools
 import hashlib
 import hmac
-import http.server
-import logging
-import secrets
-import socket
-import socketserver
-import threading
-import time
+import json
 import typing as t
 import urllib.parse
 from dataclasses import dataclass, field
-
-from localcloud.machine import in_netns
-from localcloud.network import METADATA_ADDRESS, Vpc
+from datetime import UTC, datetime, timedelta
 
 TOKEN_TTL = "x-aws-ec2-metadata-token-ttl-seconds"  # noqa: S105 (the name of a header)
 TOKEN = "x-aws-ec2-metadata-token"  # noqa: S105
 MAX_TTL = 21600
+_CREDENTIALS_LAST = timedelta(hours=6)
+_TIME = "%Y-%m-%dT%H:%M:%SZ"
 
-log = logging.getLogger(__name__)
 Document = str | t.Callable[[], str]
 
 
@@ -49,6 +44,82 @@ class Answer:
     status: int
     body: bytes = b""
     headers: t.Mapping[str, str] = field(default_factory=dict)
+
+
+def of(instance: t.Any) -> Metadata:
+    """The metadata of an instance of moto."""
+    backend, options, region = instance.ec2_backend, instance.metadata_options, instance.ec2_backend.region_name
+    launched = instance.launch_time.strftime(_TIME)
+    identity = {
+        "accountId": backend.account_id,
+        "architecture": instance.architecture,
+        "availabilityZone": instance.placement.zone,
+        "imageId": instance.image_id,
+        "instanceId": instance.id,
+        "instanceType": instance.instance_type,
+        "pendingTime": launched,
+        "privateIp": instance.private_ip,
+        "region": region,
+        "version": "2017-09-30",
+    }
+    found: dict[str, Document | None] = {
+        "ami-id": instance.image_id,
+        "hostname": instance.private_dns_name,
+        "instance-id": instance.id,
+        "instance-type": instance.instance_type,
+        "local-hostname": instance.private_dns_name,
+        "local-ipv4": instance.private_ip,
+        "mac": instance.nics[0].mac_address,
+        "placement/availability-zone": instance.placement.zone,
+        "placement/region": region,
+        "public-ipv4": instance.public_ip,
+        "security-groups": "\n".join(sorted(group.name for group in instance.security_groups)),
+    }
+    if key := backend.key_pairs.get(instance.key_name):
+        public = key.material_public
+        found["public-keys/0/openssh-key"] = (public.decode() if isinstance(public, bytes) else public).strip()
+    if association := backend.iam_instance_profile_associations.get(instance.id):
+        profile = association.iam_instance_profile
+        info = {"Code": "Success", "InstanceProfileArn": profile.arn, "InstanceProfileId": profile.id}
+        found["iam/info"] = json.dumps({**info, "LastUpdated": launched}, indent=2)
+        for role in profile.roles[:1]:
+            found[f"iam/security-credentials/{role.name}"] = functools.partial(_credentials, instance, role.arn)
+    if options.instance_metadata_tags == "enabled":
+        found.update({f"tags/instance/{tag['key']}": tag["value"] for tag in instance.get_tags()})
+    documents = {f"meta-data/{path}": document for path, document in found.items() if document is not None}
+    return Metadata(
+        instance=instance.id,
+        documents={"dynamic/instance-identity/document": json.dumps(identity, indent=2), **documents},
+        key_name=instance.key_name,
+        user_data=base64.b64decode(str(instance.user_data)) if instance.user_data else None,
+        token_required=options.http_tokens == "required",
+        enabled=options.http_endpoint != "disabled",
+    )
+
+
+def _credentials(instance: t.Any, role_arn: str) -> str:
+    """Credentials of the role from moto's STS, new ones each time: the SDKs ask again when theirs near their end."""
+    from moto.sts.models import sts_backends
+
+    now = datetime.now(UTC)
+    session = t.cast(t.Any, sts_backends)[instance.ec2_backend.account_id]["aws"].assume_role(
+        region_name=instance.ec2_backend.region_name,
+        role_session_name=instance.id,
+        role_arn=role_arn,
+        policy=None,
+        duration=int(_CREDENTIALS_LAST.total_seconds()),
+        external_id=None,
+    )
+    document = {
+        "Code": "Success",
+        "LastUpdated": now.strftime(_TIME),
+        "Type": "AWS-HMAC",
+        "AccessKeyId": session.access_key_id,
+        "SecretAccessKey": session.secret_access_key,
+        "Token": session.session_token,
+        "Expiration": (now + _CREDENTIALS_LAST).strftime(_TIME),
+    }
+    return json.dumps(document, indent=2)
 
 
 def listing(paths: t.Iterable[str], directory: str) -> str | None:
@@ -105,61 +176,3 @@ def respond(
         return Answer(200, f"0={me.key_name}".encode())
     entries = listing([*me.documents, *(["user-data"] if me.user_data else [])], below)
     return Answer(200, entries.encode()) if entries else Answer(404)
-
-
-class _Handler(http.server.BaseHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"
-    server_version = "EC2ws"
-    sys_version = ""
-    timeout = 30
-    server: _Server
-
-    def answer(self) -> None:
-        length = self.headers.get("content-length", "0")
-        self.rfile.read(min(int(length), 65536) if length.isdecimal() else 0)
-        me = self.server.lookup(self.client_address[0])
-        headers = {name.lower(): value for name, value in self.headers.items()}
-        reply = respond(me, self.command, self.path, headers, secret=self.server.secret, now=time.time())
-        self.send_response(reply.status)
-        for name, value in reply.headers.items():
-            self.send_header(name, value)
-        self.send_header("content-type", "text/plain")
-        self.send_header("content-length", str(len(reply.body)))
-        self.end_headers()
-        if self.command != "HEAD":
-            self.wfile.write(reply.body)
-        log.info("%s %s %s %d", me.instance if me else self.client_address[0], self.command, self.path, reply.status)
-
-    do_GET = do_HEAD = do_PUT = do_POST = do_DELETE = answer
-
-    def log_message(self, format: str, *args: object) -> None:
-        """Logged in `answer`, with the instance."""
-
-
-class _Server(socketserver.ThreadingMixIn, http.server.HTTPServer):
-    daemon_threads = True
-    request_queue_size = 128
-
-    def __init__(self, listener: socket.socket, lookup: t.Callable[[str], Metadata | None]) -> None:
-        address = (str(METADATA_ADDRESS), 80)
-        super().__init__(address, _Handler, bind_and_activate=False)
-        self.socket.close()
-        self.socket = listener
-        self.lookup = lookup
-        self.secret = secrets.token_bytes(32)
-
-
-def serve(vpc: Vpc, lookup: t.Callable[[str], Metadata | None]) -> t.Callable[[], None]:
-    """Answer in the VPC's namespace until the returned function is called. `lookup`: private address -> instance."""
-
-    def listen() -> socket.socket:
-        return socket.create_server((str(METADATA_ADDRESS), 80), backlog=128)
-
-    server = _Server(in_netns(vpc.netns, listen), lookup)
-    threading.Thread(target=server.serve_forever, name=f"imds {vpc.id}", daemon=True).start()
-
-    def stop() -> None:
-        server.shutdown()
-        server.server_close()
-
-    return stop

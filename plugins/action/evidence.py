@@ -6,73 +6,55 @@ from __future__ import annotations
 import pathlib
 import typing as t
 
-from ansible.errors import AnsibleActionFail
-from ansible.plugins.action import ActionBase
-
 from ansible_collections.startline.lab.plugins.plugin_utils import _provenance
-from ansible_collections.startline.lab.plugins.plugin_utils._aws import AWS_ARGUMENT_SPEC, AwsOptions, is_aws_error
-from ansible_collections.startline.lab.plugins.plugin_utils._errors import RequirementError, StartlineError
+from ansible_collections.startline.lab.plugins.plugin_utils._action import Arguments, ControllerAction, Result
+from ansible_collections.startline.lab.plugins.plugin_utils._aws import AWS_ARGUMENT_SPEC, AwsOptions
 from ansible_collections.startline.lab.plugins.plugin_utils._evidence import Store
 
-ARGUMENT_SPEC: t.Final[dict[str, t.Any]] = {
-    "state": {"type": "str", "choices": ["attempts", "collected", "published"], "default": "collected"},
-    "bucket": {"type": "str", "required": True},
-    "prefix": {"type": "str", "required": True},
-    "plan": {"type": "dict"},
-    "results_dir": {"type": "path"},
-    "wait": {"type": "float", "default": 300},
-    "attempts": {"type": "dict", "default": {}},
-    "trials": {"type": "list", "elements": "str"},
-    "project_dir": {"type": "path"},
-    "provenance": {"type": "dict", "default": {}},
-    "files": {"type": "dict"},
-    **AWS_ARGUMENT_SPEC,
-}
 
+class ActionModule(ControllerAction):
+    """Does with the run's prefix what `state` says. See plugins/modules/evidence.py."""
 
-class ActionModule(ActionBase):
-    """See plugins/modules/evidence.py."""
+    ARGUMENT_SPEC: t.ClassVar = {
+        "state": {"type": "str", "choices": ["attempts", "collected", "published"], "default": "collected"},
+        "bucket": {"type": "str", "required": True},
+        "prefix": {"type": "str", "required": True},
+        "plan": {"type": "dict"},
+        "results_dir": {"type": "path"},
+        "wait": {"type": "float", "default": 300},
+        "attempts": {"type": "dict", "default": {}},
+        "trials": {"type": "list", "elements": "str"},
+        "project_dir": {"type": "path"},
+        "provenance": {"type": "dict", "default": {}},
+        "files": {"type": "dict"},
+        **AWS_ARGUMENT_SPEC,
+    }
+    REQUIRED_IF = (
+        ("state", "attempts", ("plan",)),
+        ("state", "collected", ("plan", "results_dir")),
+        ("state", "published", ("files",)),
+    )
 
-    _requires_connection = False
-    TRANSFERS_FILES = False
-
-    def run(self, tmp: str | None = None, task_vars: dict[str, t.Any] | None = None) -> dict[str, t.Any]:
-        """Do with the run's prefix what `state` says."""
-        self._supports_check_mode = True
-        result = super().run(tmp, task_vars)
-        del tmp
-        _valid, args = self.validate_argument_spec(
-            argument_spec=ARGUMENT_SPEC,
-            required_if=[
-                ("state", "attempts", ["plan"]),
-                ("state", "collected", ["plan", "results_dir"]),
-                ("state", "published", ["files"]),
-            ],
-        )
+    def perform(self, args: Arguments) -> Result:
+        """Do what `state` says."""
         state, prefix = args["state"], args["prefix"].strip("/")
         root = pathlib.Path(args["results_dir"] or ".") / prefix
-        try:
-            store = Store(AwsOptions.from_args(args).client("s3"), args["bucket"], prefix, root)
-        except RequirementError as exc:
-            raise AnsibleActionFail(str(exc)) from exc
-        result["s3_uri"] = store.uri
+        store = Store(AwsOptions.from_args(args).client("s3"), args["bucket"], prefix, root)
+        result: Result = {"s3_uri": store.uri}
         if self._task.check_mode and state != "attempts":
             return {**result, "changed": False, "skipped": True, "msg": f"not {state} in check mode"}
-        try:
-            return {**result, **getattr(self, f"_{state}")(store, root, args)}
-        except StartlineError as exc:
-            raise AnsibleActionFail(str(exc)) from exc
-        except Exception as exc:
-            if not is_aws_error(exc):
-                raise
-            raise AnsibleActionFail(f"{store.uri} cannot be reached: {exc}") from exc
+        return {**result, **getattr(self, f"_{state}")(store, root, args)}
 
-    def _attempts(self, store: Store, root: pathlib.Path, args: dict[str, t.Any]) -> dict[str, t.Any]:
+    def subject(self, args: Arguments) -> str:
+        """The run's place."""
+        return f"s3://{args['bucket']}/{args['prefix'].strip('/')}"
+
+    def _attempts(self, store: Store, root: pathlib.Path, args: Arguments) -> Result:
         attempts = store.attempts(args["plan"])
         finished = [trial_id for trial_id, state in attempts.items() if state["finished"]]
         return {"changed": False, "attempts": attempts, "finished": finished}
 
-    def _collected(self, store: Store, root: pathlib.Path, args: dict[str, t.Any]) -> dict[str, t.Any]:
+    def _collected(self, store: Store, root: pathlib.Path, args: Arguments) -> Result:
         project_dir = args["project_dir"] and pathlib.Path(args["project_dir"])
         found = store.collect(
             args["plan"],
@@ -93,7 +75,7 @@ class ActionModule(ActionBase):
             **{key: found.run[key] for key in ("verdict", "reasons", "figures")},
         }
 
-    def _published(self, store: Store, root: pathlib.Path, args: dict[str, t.Any]) -> dict[str, t.Any]:
+    def _published(self, store: Store, root: pathlib.Path, args: Arguments) -> Result:
         files = {key: pathlib.Path(path).expanduser() for key, path in sorted(args["files"].items())}
         uploaded = [key for key, path in files.items() if store.publish(key, path)]
         return {"changed": bool(uploaded), "uploaded": uploaded}

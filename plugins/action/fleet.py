@@ -6,53 +6,48 @@ from __future__ import annotations
 import dataclasses
 import typing as t
 
-from ansible.errors import AnsibleActionFail
-from ansible.plugins.action import ActionBase
-
-from ansible_collections.startline.lab.plugins.plugin_utils._aws import AWS_ARGUMENT_SPEC, AwsOptions, is_aws_error
-from ansible_collections.startline.lab.plugins.plugin_utils._errors import FleetError, StartlineError
+from ansible_collections.startline.lab.plugins.plugin_utils._action import Arguments, ControllerAction, Result
+from ansible_collections.startline.lab.plugins.plugin_utils._aws import AWS_ARGUMENT_SPEC, AwsOptions
+from ansible_collections.startline.lab.plugins.plugin_utils._errors import FleetError
 from ansible_collections.startline.lab.plugins.plugin_utils._fleet import Fleet, group_counts
 
 
-class ActionModule(ActionBase):
-    """See plugins/modules/fleet.py."""
+class ActionModule(ControllerAction):
+    """Asks EC2 about the run's hosts, and waits or refuses. See plugins/modules/fleet.py."""
 
-    _requires_connection = False
-    TRANSFERS_FILES = False
+    ARGUMENT_SPEC: t.ClassVar = {
+        "run_id": {"type": "str", "required": True},
+        "state": {"type": "str", "choices": ["counted", "answering", "absent"], "default": "answering"},
+        "plan": {"type": "dict"},
+        "regions": {"type": "list", "elements": "str"},
+        "deadline": {"type": "float", "default": 300.0},
+        **AWS_ARGUMENT_SPEC,
+    }
+    REQUIRED_IF = (
+        ("state", "counted", ("plan",)),
+        ("state", "answering", ("plan",)),
+        ("state", "absent", ("regions",)),
+    )
 
-    def run(self, tmp: str | None = None, task_vars: dict[str, t.Any] | None = None) -> dict[str, t.Any]:
-        """Ask EC2 about the run's hosts, and wait or refuse."""
-        self._supports_check_mode = True
-        result = super().run(tmp, task_vars)
-        del tmp
-        _valid, args = self.validate_argument_spec(
-            argument_spec={
-                "run_id": {"type": "str", "required": True},
-                "state": {"type": "str", "choices": ["answering", "absent"], "default": "answering"},
-                "plan": {"type": "dict"},
-                "regions": {"type": "list", "elements": "str"},
-                "deadline": {"type": "float", "default": 300.0},
-                **AWS_ARGUMENT_SPEC,
-            },
-            required_if=[("state", "answering", ("plan",)), ("state", "absent", ("regions",))],
-        )
-        try:
-            if args["state"] == "absent":
-                return {**result, "changed": False, **self._absent(args)}
-            return {**result, **self._answering(args)}
-        except StartlineError as exc:
-            raise AnsibleActionFail(str(exc)) from exc
-        except Exception as exc:
-            if not is_aws_error(exc):
-                raise
-            raise AnsibleActionFail(f"EC2 did not answer for the hosts of {args['run_id']}: {exc}") from exc
+    def perform(self, args: Arguments) -> Result:
+        """Do what `state` says."""
+        state: t.Callable[[Arguments, AwsOptions], Result] = getattr(self, f"_{args['state']}")
+        return state(args, AwsOptions.from_args(args))
 
-    def _answering(self, args: dict[str, t.Any]) -> dict[str, t.Any]:
-        plan, options = args["plan"], AwsOptions.from_args(args)
+    def subject(self, args: Arguments) -> str:
+        """The run."""
+        return f"the hosts of {args['run_id']}"
+
+    def _counted(self, args: Arguments, options: AwsOptions) -> Result:
+        wanted = group_counts(args["plan"]["members"])
+        there = _fleet(args, options).count()
+        return {"changed": False, "missing": {name: max(0, count - there[name]) for name, count in wanted.items()}}
+
+    def _answering(self, args: Arguments, options: AwsOptions) -> Result:
+        plan = args["plan"]
         if self._task.check_mode:
             return {"changed": False, "skipped": True, "msg": "a fleet that was not launched cannot answer"}
-        regions = dict.fromkeys(site["region"] or options.region for site in plan["sites"].values())
-        fleet = Fleet({region: options.client("ec2", region) for region in regions}, args["run_id"])
+        fleet = _fleet(args, options)
         changed = fleet.number(group_counts(plan["members"]))
         hosts = fleet.await_ssh([member["name"] for member in plan["members"]], args["deadline"])
         return {
@@ -63,12 +58,17 @@ class ActionModule(ActionBase):
             },
         }
 
-    def _absent(self, args: dict[str, t.Any]) -> dict[str, t.Any]:
-        options = AwsOptions.from_args(args)
+    def _absent(self, args: Arguments, options: AwsOptions) -> Result:
         left = Fleet({r: options.client("ec2", r) for r in args["regions"]}, args["run_id"]).leftovers()
         if left and not self._task.check_mode:
             raise FleetError(
                 f"{len(left)} resources of {args['run_id']} are left: {', '.join(left)}.\n"
                 f"Run it again: ansible-playbook playbooks/destroy.yml -e run={args['run_id']}"
             )
-        return {"left": left}
+        return {"changed": False, "left": left}
+
+
+def _fleet(args: Arguments, options: AwsOptions) -> Fleet:
+    """The run's instances in all regions of its plan."""
+    regions = dict.fromkeys(site["region"] or options.region for site in args["plan"]["sites"].values())
+    return Fleet({region: options.client("ec2", region) for region in regions}, args["run_id"])

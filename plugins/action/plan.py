@@ -8,87 +8,74 @@ import os
 import pathlib
 import typing as t
 
-from ansible.errors import AnsibleActionFail
-from ansible.plugins.action import ActionBase
 from ansible.utils.display import Display
 
 from ansible_collections.startline.lab.plugins.plugin_utils import _experiment, _plan, _run
-from ansible_collections.startline.lab.plugins.plugin_utils._artifact import ArtifactError, packed
-from ansible_collections.startline.lab.plugins.plugin_utils._errors import ExperimentError, StartlineError
-
-ARGUMENT_SPEC: t.Final = {
-    "exp": {"type": "str"},
-    "set": {"type": "str", "default": ""},
-    "seed": {"type": "int"},
-    "project_dir": {"type": "path", "required": True},
-    "private_dir": {"type": "path"},
-    "validate_only": {"type": "bool", "default": False},
-    "run": {"type": "str"},
-    "awx_job_id": {"type": "str"},
-    "awx_workflow_job_id": {"type": "str"},
-}
+from ansible_collections.startline.lab.plugins.plugin_utils._action import Arguments, ControllerAction, Result
+from ansible_collections.startline.lab.plugins.plugin_utils._artifact import packed
+from ansible_collections.startline.lab.plugins.plugin_utils._errors import StartlineError
 
 
-class ActionModule(ActionBase):
-    """See plugins/modules/plan.py."""
+class ActionModule(ControllerAction):
+    """Reads, checks and expands an experiment; then chooses the run, unless only the plan is wanted.
 
-    _requires_connection = False
-    TRANSFERS_FILES = False
+    See plugins/modules/plan.py.
+    """
 
-    def run(self, tmp: str | None = None, task_vars: dict[str, t.Any] | None = None) -> dict[str, t.Any]:
-        """Read, check, expand; then choose the run, unless only the plan is wanted."""
-        self._supports_check_mode = True
-        result = super().run(tmp, task_vars)
-        del tmp
-        _valid, args = self.validate_argument_spec(argument_spec=ARGUMENT_SPEC)
+    ARGUMENT_SPEC: t.ClassVar = {
+        "exp": {"type": "str"},
+        "set": {"type": "str", "default": ""},
+        "seed": {"type": "int"},
+        "project_dir": {"type": "path", "required": True},
+        "private_dir": {"type": "path"},
+        "validate_only": {"type": "bool", "default": False},
+        "run": {"type": "str"},
+        "awx_job_id": {"type": "str"},
+        "awx_workflow_job_id": {"type": "str"},
+    }
+
+    def perform(self, args: Arguments) -> Result:
+        """Make the plan, open the run."""
         project = pathlib.Path(args["project_dir"]).absolute()
         store = _run.RunStore(pathlib.Path(args["private_dir"] or project / ".startline"))
-        try:
-            if args["exp"]:
-                plan = make_plan(project, args["exp"], args["set"], args["seed"])
-            elif args["run"]:
-                plan = store.read_plan(args["run"])
-                _plan.check_plan(plan)
-            else:
-                raise AnsibleActionFail(
-                    f"Which experiment? Give -e exp=NAME. There are: {', '.join(experiments(project)) or 'none'}."
-                )
-            result.update(changed=False, experiment=plan["experiment"], plan=plan, summary=_plan.summary(plan))
-            if args["validate_only"] or self._task.check_mode:
-                if not args["run"]:
-                    return result
-                known = store.read(args["run"])
-                return {**result, "resumed": True, **describe(known, store)}
-            record, resumed, broken = _run.open_run(
-                store,
-                plan,
-                artifacts=artifact_digests(project, plan),
-                requested=args["run"] or None,
-                awx=_run.awx_run_id(plan["experiment"], args["awx_job_id"], args["awx_workflow_job_id"]),
-                # Actions run in a worker, which is a child of the process that leads the play.
-                controller=_run.this_controller(os.getppid()),
-                now=dt.datetime.now(dt.UTC),
-                entropy=os.urandom(2),
+        if args["exp"]:
+            plan = make_plan(project, args["exp"], args["set"], args["seed"])
+        elif args["run"]:
+            plan = store.read_plan(args["run"])
+            _plan.check_plan(plan)
+        else:
+            raise StartlineError(
+                f"Which experiment? Give -e exp=NAME. There are: {', '.join(experiments(project)) or 'none'}."
             )
-        except ExperimentError as exc:
-            return {
-                **result,
-                "failed": True,
-                "msg": str(exc),
-                "problems": [problem.as_dict() for problem in exc.problems],
-            }
-        except (StartlineError, ArtifactError) as exc:
-            raise AnsibleActionFail(str(exc)) from exc
-        except OSError as exc:
-            raise AnsibleActionFail(f"{exc.filename or project}: {exc.strerror or exc}") from exc
+        result = {
+            "changed": False,
+            "experiment": plan["experiment"],
+            "plan": plan,
+            "summary": _plan.summary(plan),
+        }
+        if args["validate_only"] or self._task.check_mode:
+            if not args["run"]:
+                return result
+            known = store.read(args["run"])
+            return {**result, "resumed": True, **describe(known, store)}
+        record, resumed, broken = _run.open_run(
+            store,
+            plan,
+            artifacts=artifact_digests(project, plan),
+            requested=args["run"] or None,
+            awx=_run.awx_run_id(plan["experiment"], args["awx_job_id"], args["awx_workflow_job_id"]),
+            # Actions run in a worker, which is a child of the process that leads the play.
+            controller=_run.this_controller(os.getppid()),
+            now=dt.datetime.now(dt.UTC),
+            entropy=os.urandom(2),
+        )
         for name in broken:
             Display().warning(f"The record of run {name} in {store.path(name)} cannot be read; the run is passed over.")
-        return {
-            **result,
-            "changed": not resumed,
-            "resumed": resumed,
-            **describe(record, store),
-        }
+        return {**result, "changed": not resumed, "resumed": resumed, **describe(record, store)}
+
+    def subject(self, args: Arguments) -> str:
+        """The project."""
+        return str(args["project_dir"])
 
 
 def describe(record: _run.RunRecord, store: _run.RunStore) -> dict[str, str]:

@@ -35,8 +35,18 @@ ARGUMENT_SPEC: dict[str, t.Any] = {
     "links": {"type": "dict", "default": {}},
     "deadline": {"type": "float", "default": 60},
     "timeout": {"type": "float", "default": 3600},
-    "delivery_deadline": {"type": "float", "default": 600},
-    "policy": {"type": "str", "choices": ["all"], "default": "all"},
+    "delivery_deadline": {"type": "float", "default": _barrier_call.DELIVERY_DEADLINE},
+    "seats": {
+        "type": "list",
+        "elements": "dict",
+        "options": {
+            "members": {"type": "list", "elements": "str", "required": True},
+            "seats": {"type": "int", "required": True},
+            "least": {"type": "int", "required": True},
+        },
+    },
+    "grace": {"type": "float", "default": 10},
+    "on_early_exit": {"type": "str", "choices": ["continue", "stop_on_failure", "stop"], "default": "continue"},
     "max_clock_error": {"type": "float", "default": 0.05},
     "on_clock_error": {"type": "str", "choices": ["mark", "refuse"], "default": "mark"},
     "collect": {"type": "list", "elements": "str", "default": []},
@@ -70,20 +80,23 @@ class ActionModule(ActionBase):
         _validated, arguments = self.validate_argument_spec(argument_spec=ARGUMENT_SPEC)
         wait = arguments.pop("wait")
         trial = _barrier_call.submission(arguments)
+        self.check(trial)
+        if self._task.check_mode:
+            result.update(changed=True, msg=f"{trial['trial_id']}: would run on {len(trial['members'])} members")
+            return result
+        result.update(_barrier_call.judged(self.submit(trial, wait)))
+        result["changed"] = True
+        return result
+
+    def check(self, trial: dict[str, t.Any]) -> None:
+        """Refuse what the rendezvous would refuse."""
         try:
             _barrier_call.check(trial)
         except _barrier_call.SubmissionError as error:
             raise AnsibleActionFail(str(error)) from error
-        if self._task.check_mode:
-            result.update(changed=True, msg=f"{trial['trial_id']}: would run on {len(trial['members'])} members")
-            return result
-        found = self._submit(trial, wait)
-        result.update(found)
-        result["changed"] = True
-        return result
 
-    def _submit(self, trial: dict[str, t.Any], wait: str) -> dict[str, t.Any]:
-        """The result of the trial. What breaks on the way is tried again until the trial's time is over."""
+    def submit(self, trial: dict[str, t.Any], wait: str) -> dict[str, t.Any]:
+        """What became of the trial, as trial.json says it. What breaks on the way is tried again until the trial's time is over."""
         limit = _barrier_call.time_limit(trial, wait)
         give_up = time.monotonic() + limit
         payload = json.dumps(trial).encode("ascii")
@@ -98,7 +111,7 @@ class ActionModule(ActionBase):
             except (AnsibleConnectionFailure, _Stalled, OSError) as error:
                 attempt = _barrier_call.Answer(problem=f"cannot reach the coordinator: {error}", again=True)
             if attempt.result is not None:
-                return _barrier_call.judged(attempt.result)
+                return attempt.result
             if not attempt.again or time.monotonic() + pause >= give_up:
                 return _barrier_call.unknown(trial, attempt.problem, limit)
             self._display.vv(f"start_barrier: {attempt.problem}; once more in {pause:.1f} s")

@@ -10,10 +10,9 @@ short_description: What amazon.aws.ec2_instance needs for each group of a plan
 version_added: 0.1.0
 author: The Startline authors (@startline)
 description:
-  - One launch for each group. With C(exact_count) and the C(filters) given here, a fleet that was half launched is
-    completed, and a whole one is left as it is.
-  - C(startline:index) and C(Name) are not among the tags; M(startline.lab.fleet) gives them to each host. Give
-    C(purge_tags=false), or a repeated launch takes them away.
+  - One launch for each group that lacks hosts. With what M(startline.lab.fleet) counts as O(missing), a fleet that was
+    half launched is completed, and a whole one is left as it is.
+  - C(startline:index) and C(Name) are not among the tags; M(startline.lab.fleet) gives them to each host.
 options:
   _input:
     description: The plan, as M(startline.lab.plan) returns it.
@@ -30,6 +29,9 @@ options:
   region:
     description: Region of the sites that name none.
     type: str
+  missing:
+    description: How many hosts each group lacks. Left out, all of them.
+    type: dict
   image:
     description: Image of the groups that name none, C({owner, name}) or C({id}).
     type: dict
@@ -38,10 +40,8 @@ options:
 EXAMPLES = r"""
 - name: Launch the groups
   amazon.aws.ec2_instance:
-    exact_count: "{{ item.count }}"
-    filters: "{{ item.filters }}"
+    count: "{{ item.count }}"
     tags: "{{ item.tags }}"
-    purge_tags: false
     instance_type: "{{ item.instance_type }}"
     image_id: ami-0123456789abcdef0
     region: "{{ item.region }}"
@@ -65,10 +65,6 @@ _value:
       image:
         owner: "136693071363"
         name: debian-12-amd64-*
-      filters:
-        "tag:startline:run": dkg-20261121T093000Z-3fa9
-        "tag:startline:group": party
-        instance-state-name: [pending, running, stopping, stopped]
       tags:
         "startline:experiment": dkg
         "startline:run": dkg-20261121T093000Z-3fa9
@@ -92,11 +88,12 @@ def launches(
     expires: str,
     region: str | None = None,
     image: dict[str, str] | None = None,
+    missing: dict[str, int] | None = None,
 ) -> list[dict[str, t.Any]]:
     """See DOCUMENTATION."""
     try:
         check_format(plan)
-        return _launch.launches(plan, run_id, expires, default_region=region, default_image=image)
+        return _launch.launches(plan, run_id, expires, missing=missing, default_region=region, default_image=image)
     except StartlineError as exc:
         raise AnsibleFilterError(str(exc)) from exc
 

@@ -1,57 +1,47 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
-"""Filter: what start_barrier is to be called with."""
+"""Filter: what is left of a plan."""
 
 from __future__ import annotations
 
 DOCUMENTATION = r"""
 name: trials
-short_description: The trials that are still to be run, as start_barrier takes them
+short_description: The trials that are still to be run
 version_added: 0.1.0
 author: The Startline authors (@startline)
 description:
-  - Makes the arguments of C(startline.lab.start_barrier) for every trial of a plan that is not finished, in the order
-    of the plan, with ranks, C(hosts.config), and every template rendered for its host.
+  - Tells which trials of a plan are not finished, and under which attempt each is to be run, in the order of the plan.
 options:
   _input:
     description: The plan, as M(startline.lab.plan) returns it.
     type: dict
     required: true
-  hosts:
-    description: The hosts by member name, as M(startline.lab.fleet) returns them. Only C(address) is used.
-    type: dict
-    required: true
-  run_id:
-    description: The run.
-    type: str
-    required: true
-  bucket:
-    description: Where the hosts deliver evidence. Without it, evidence stays on the hosts.
-    type: str
   attempts:
     description: By trial id, the C(attempt) to make now (1 or more) and whether the trial is C(finished).
     type: dict
-  region:
-    description: Region of the bucket.
-    type: str
-  endpoint_url:
-    description: Endpoint of S3 as the hosts see it. Without it, that of AWS.
-    type: str
+seealso:
+  - module: startline.lab.trial
 """
 
 EXAMPLES = r"""
 - name: Run the trials
-  startline.lab.start_barrier: "{{ item }}"
-  loop: "{{ plan | startline.lab.trials(hosts=fleet.hosts, run_id=run_id, bucket=bucket, attempts=evidence.attempts) }}"
+  startline.lab.trial:
+    plan: "{{ plan }}"
+    run_id: "{{ run_id }}"
+    hosts: "{{ fleet.hosts }}"
+    trial_id: "{{ item.trial_id }}"
+    attempt: "{{ item.attempt }}"
+  loop: "{{ plan | startline.lab.trials(attempts=evidence.attempts) }}"
   loop_control:
     label: "{{ item.trial_id }}"
 """
 
 RETURN = r"""
 _value:
-  description: Arguments of start_barrier, one dictionary a trial.
+  description: Trial id and attempt of each.
   type: list
   elements: dict
+  sample: [{trial_id: protocol-normal.r1, attempt: 1}]
 """
 
 import typing as t
@@ -60,24 +50,14 @@ from ansible.errors import AnsibleFilterError
 
 from ansible_collections.startline.lab.plugins.plugin_utils._errors import StartlineError
 from ansible_collections.startline.lab.plugins.plugin_utils._plan import check_format
-from ansible_collections.startline.lab.plugins.plugin_utils._trial import compose_trials
+from ansible_collections.startline.lab.plugins.plugin_utils._trial import left
 
 
-def trials(
-    plan: dict[str, t.Any],
-    hosts: dict[str, dict[str, t.Any]],
-    run_id: str,
-    bucket: str | None = None,
-    attempts: dict[str, dict[str, t.Any]] | None = None,
-    region: str | None = None,
-    endpoint_url: str | None = None,
-) -> list[dict[str, t.Any]]:
+def trials(plan: dict[str, t.Any], attempts: dict[str, dict[str, t.Any]] | None = None) -> list[dict[str, t.Any]]:
     """See DOCUMENTATION."""
     try:
         check_format(plan)
-        return compose_trials(
-            plan, hosts, run_id=run_id, attempts=attempts, bucket=bucket, region=region, endpoint_url=endpoint_url
-        )
+        return left(plan, attempts)
     except StartlineError as exc:
         raise AnsibleFilterError(str(exc)) from exc
 

@@ -141,8 +141,11 @@ if t.TYPE_CHECKING:
         link,
         log,
         member,
+        named,
+        ports,
         reactor,
         rendezvous,
+        waiters,
         wire,
     )
 
@@ -161,8 +164,11 @@ SUBJECTS = (
     "link",
     "log",
     "member",
+    "named",
+    "ports",
     "reactor",
     "rendezvous",
+    "waiters",
     "wire",
 )
 

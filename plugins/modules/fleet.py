@@ -7,7 +7,7 @@ from __future__ import annotations
 
 DOCUMENTATION = r"""
 module: fleet
-short_description: See that the hosts of a run answer, or that nothing is left of them
+short_description: Count the hosts of a run, see that they answer, or that nothing is left of them
 version_added: 0.1.0
 author: The Startline authors (@startline)
 description:
@@ -16,6 +16,7 @@ description:
   - A host keeps the index it has. New hosts are numbered by private address, lowest first.
   - Past O(deadline), or as soon as a host is known to be gone, it fails and names each missing member and why.
   - One call serves the whole fleet, in all regions; it needs no connection to the hosts but their SSH greeting.
+  - With O(state=counted) it only says how many hosts each group of the plan lacks.
   - With O(state=absent) it removes nothing. It looks at the account for anything that still carries the run's tag, and
     fails with the ids of what is left.
 options:
@@ -26,12 +27,12 @@ options:
   state:
     description: What has to be true.
     type: str
-    choices: [answering, absent]
+    choices: [counted, answering, absent]
     default: answering
   plan:
     description:
       - The plan, as M(startline.lab.plan) returns it. Its members are the hosts to wait for.
-      - Required when O(state=answering).
+      - Required when O(state=counted) or O(state=answering).
     type: dict
   regions:
     description:
@@ -48,6 +49,14 @@ extends_documentation_fragment:
 """
 
 EXAMPLES = r"""
+- name: See how many hosts are to be launched
+  startline.lab.fleet:
+    run_id: "{{ run_id }}"
+    state: counted
+    plan: "{{ plan }}"
+    region: us-east-1
+  register: counted
+
 - name: Wait for the fleet
   startline.lab.fleet:
     run_id: "{{ run_id }}"
@@ -64,6 +73,13 @@ EXAMPLES = r"""
 """
 
 RETURN = r"""
+missing:
+  description: How many hosts each group lacks.
+  returned: O(state=counted)
+  type: dict
+  sample:
+    party: 8
+    blockchain: 0
 left:
   description: Ids of what is left. Always empty but in check mode, where leftovers do not fail the task.
   returned: O(state=absent)

@@ -15,8 +15,8 @@ description:
   - Every member prepares a clean working directory, forks a launcher that is ready to start the command, measures its clock,
     and says that it is armed. When all are armed, the rendezvous chooses an instant T and publishes it. Nobody is told to start
     at T; every launcher sleeps to T on its own clock. How far apart the commands really started is measured and returned.
-  - When not all members are armed by O(deadline), nobody starts, and the task fails with the names of the missing members and
-    the last state that each was seen in. No wait is without an end.
+  - When not all members (or as many as O(seats) asks for) are armed by O(deadline), nobody starts, and the task fails with the
+    names of the missing members and the last state that each was seen in. No wait is without an end.
   - Runs against the coordinator host, the one whose agent was installed with O(startline.lab.agent#module:rendezvous=true). The
     other hosts are not contacted by Ansible, so the time this takes does not grow with their number.
   - Saying the same trial again, also from another controller, or after this one was killed, attaches to it or gives its result.
@@ -25,6 +25,8 @@ notes:
   - Every member and the coordinator were set up by M(startline.lab.agent) for the same O(run_id).
   - A broken connection to the coordinator is made again until the trial's time is over; the trial goes on meanwhile. The host
     is not marked unreachable.
+  - A command may wait for those on other hosts, wherever it stands, by C(startline-agent wait NAME), in any language and as any
+    user. All go on at the same instant. When somebody does not come in time, or has ended, it exits with 1 and names who.
   - O(deadline), O(timeout) and O(delivery_deadline) bound the task; it needs no C(timeout) of its own.
 attributes:
   check_mode:
@@ -70,7 +72,7 @@ options:
       environment:
         description:
           - Variables of the command, beside C(PATH), C(HOME), C(USER), C(LANG) and C(STARTLINE_RUN), C(STARTLINE_TRIAL),
-            C(STARTLINE_ATTEMPT), C(STARTLINE_MEMBER), C(STARTLINE_RANK).
+            C(STARTLINE_ATTEMPT), C(STARTLINE_MEMBER), C(STARTLINE_RANK), C(STARTLINE_SOCKET).
         type: dict
         default: {}
       links:
@@ -97,19 +99,50 @@ options:
     description: Seconds after the last command's end within which the evidence is delivered.
     type: float
     default: 600
-  policy:
-    description: Who is needed for a start. V(all) of them.
+  seats:
+    description:
+      - Who may start, where not all members have to. Each entry has candidates for some places; every member is in one of them.
+        Without it, everyone starts or nobody.
+      - When all who are wanted first are armed, they start at once. When one of them cannot come any more, the next takes its
+        place. One that is late is waited for until O(grace) is over, or O(deadline).
+      - Who is not among those who start is let go, and never starts under this O(attempt), however it comes back. Files and
+        commands are used as they were given; M(startline.lab.trial) makes them anew for those who start.
+    type: list
+    elements: dict
+    suboptions:
+      members:
+        description: The candidates, in the order in which they are wanted. Spares come last.
+        type: list
+        elements: str
+        required: true
+      seats:
+        description: How many of them start.
+        type: int
+        required: true
+      least:
+        description: How few of them may start. Fewer than O(seats[].seats) make the trial V(degraded).
+        type: int
+        required: true
+  grace:
+    description: Seconds that a late member is waited for once O(seats) could be filled without it.
+    type: float
+    default: 10
+  on_early_exit:
+    description:
+      - What follows when a command ends before the others. V(continue) lets them run; V(stop_on_failure) stops them if it has
+        failed; V(stop) stops them in any case. Who is stopped so is not at fault.
+      - Stopped is a command with everything that it has started, by SIGTERM, and by SIGKILL 5 s later.
     type: str
-    choices: [all]
-    default: all
+    choices: [continue, stop_on_failure, stop]
+    default: continue
   max_clock_error:
     description: Seconds by which a member's clock may be wrong.
     type: float
     default: 0.05
   on_clock_error:
     description:
-      - What becomes of a member whose clock may be wrong by more. V(mark) notes it, and the verdict is V(degraded); V(refuse)
-        starts nobody.
+      - What becomes of a member whose clock may be wrong by more, or was stepped or has drifted by more in the trial. V(mark)
+        notes it, and the verdict is V(degraded). V(refuse) starts nobody; known only after the start, the verdict is V(invalid).
     type: str
     choices: [mark, refuse]
     default: mark
@@ -150,6 +183,7 @@ options:
     choices: [exited, delivered]
     default: delivered
 seealso:
+  - module: startline.lab.trial
   - module: startline.lab.agent
 """
 
@@ -196,7 +230,9 @@ phase:
   returned: when the rendezvous has answered
   type: str
 outcome:
-  description: V(completed) when T was published, V(aborted) when nobody started.
+  description:
+    - V(completed) when T was published, V(aborted) when nobody started. V(reform) when nobody started because others would have
+      than those that were meant; M(startline.lab.trial) makes another attempt of it.
   returned: when the rendezvous has answered
   type: str
 verdict:
@@ -236,10 +272,64 @@ lead_s:
   description: From the publication to T.
   returned: when the rendezvous has answered
   type: float
+roster:
+  description: Who started, in the order of ranks.
+  returned: when it was decided
+  type: list
+  elements: str
+replaced:
+  description: Members that were meant to start and whose place another took, with the last state each was in (C(was)).
+  returned: when the rendezvous has answered
+  type: list
+  elements: dict
+  sample: [{member: party-3, was: "prepared, connection lost"}]
+dropped:
+  description: Members that were meant to start and whose place stayed empty.
+  returned: when the rendezvous has answered
+  type: list
+  elements: dict
+formed_from:
+  description: Attempts before this one that ended because others could start than those that their files were made for.
+  returned: when the rendezvous has answered
+  type: list
+  elements: dict
+  sample: [{attempt: 1, roster: [party-0, party-2], replaced: [{member: party-1, was: absent}], dropped: []}]
+last_armed:
+  description:
+    - Who was the last to be ready, and so delayed T; how long after the one before (C(behind_s)), and when it came into each
+      state.
+  returned: when T was published
+  type: dict
+  sample:
+    member: party-1
+    at: 1767268800.1
+    behind_s: 0.03
+    states: {connected: 1767268799.9, prepared: 1767268800.0, armed: 1767268800.1}
+early_exit:
+  description: The member whose end has stopped the others, by O(on_early_exit).
+  returned: when the rendezvous has answered
+  type: str
+barriers:
+  description:
+    - Every meeting at a named barrier (C(startline-agent wait)), in the order in which they began. Who came first and last, the
+      instant at which all went on, how punctual they were; or why it failed.
+  returned: when the rendezvous has answered
+  type: list
+  elements: dict
+  sample:
+    - name: loaded
+      generation: 1
+      arrived: 2
+      first: {member: party-1, at: 1767268801.1}
+      last: {member: party-0, at: 1767268801.9}
+      released: 1767268802.0
+      reason: null
+      skew: {n: 2, min_us: 71.0, p50_us: 71.0, p99_us: 90.5, max_us: 90.5, last: party-0, bound_us: 301.5}
 skew:
   description:
     - How long after T the commands were started. C(bound_us) is how well the least known clock was known; the true distance
-      between two members may be larger than the one shown by twice that.
+      between two members may be larger than the one shown by twice that. C(why) tells what made the last one late: C(armed late),
+      C(CPU) or C(clock), with the figure; or an ordinary wake-up.
   returned: when a command was started
   type: dict
   sample: {n: 2, min_us: 81.2, p50_us: 81.2, p99_us: 214.0, max_us: 214.0, bound_us: 301.5, last: party-1, why: ordinary wake-up}
@@ -250,17 +340,22 @@ members:
   sample:
     party-0:
       rank: 0
+      role: starter
       state: delivered
       armed_at: 1767268800.1
       fired_at: 1767268800.2
       late_us: 81.2
       bound_us: 301.5
-      clock: {source: chrony, offset_s: 0.0, bound_s: 0.0003015}
+      clock: {source: ntp, offset_s: 0.0, bound_s: 0.0003015, rtt_s: 0.0002, stepped_s: 0.0, drifted_s: 0.0, note: null}
+      clock_after: {source: ntp, offset_s: 0.0, bound_s: 0.0003102, rtt_s: 0.0002, stepped_s: 0.0, drifted_s: 0.0, note: null}
       exit_code: 0
       signal: null
       timed_out: false
+      stopped: false
       exited_at: 1767268801.3
       duration_s: 1.1
+      clock_step_s: 0.0
+      ports: []
       reason: null
       files: [{path: stdout, size: 21, sha256: e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855}]
 evidence:

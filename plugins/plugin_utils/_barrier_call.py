@@ -6,6 +6,7 @@ This util is PRIVATE to the collection.
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import json
 import typing as t
@@ -14,6 +15,8 @@ from ansible_collections.startline.lab.plugins.module_utils._agent import barrie
 
 #: Seconds beyond the trial's own deadlines for everything between the controller and the rendezvous.
 SLACK: t.Final = 30.0
+#: Seconds after the last command's end within which the evidence is delivered.
+DELIVERY_DEADLINE: t.Final = 600.0
 #: Names that a message shows before it says how many more there are.
 SHOWN: t.Final = 12
 
@@ -41,7 +44,8 @@ def submission(arguments: t.Mapping[str, t.Any]) -> dict[str, t.Any]:
     for name in ("files", "links"):
         trial[name] = {str(path): str(value) for path, value in (arguments.get(name) or {}).items()}
     trial["user"] = arguments.get("user") or None
-    return trial
+    # What only one of the actions that submit trials says.
+    return {"form": False, "formed_from": None, "delivery_deadline": DELIVERY_DEADLINE, **trial}
 
 
 def check(trial: t.Mapping[str, t.Any]) -> None:
@@ -50,18 +54,13 @@ def check(trial: t.Mapping[str, t.Any]) -> None:
         wire.checked(trial, wire.SUBMISSION, "trial")
     except wire.WireError as error:
         raise SubmissionError(str(error).replace("trial.", "", 1)) from error
-    names = [member["name"] for member in trial["members"]]
-    ranks = [member["rank"] for member in trial["members"]]
-    if not names:
-        raise SubmissionError("members is empty")
-    for what, values in (("name", names), ("rank", ranks)):
-        twice = (
-            sorted({str(value) for value in values if values.count(value) > 1})
-            if len(set(values)) < len(values)
-            else []
-        )
-        if twice:
-            raise SubmissionError(f"members: the {what} {', '.join(twice)} is there more than once")
+    problem = barrier.seats_problem(trial)
+    if problem is not None:
+        raise SubmissionError(problem)
+    ranks = collections.Counter(member["rank"] for member in trial["members"])
+    twice = sorted(rank for rank, times in ranks.items() if times > 1)
+    if twice and not trial["seats"]:  # who steps in for another may have its rank
+        raise SubmissionError(f"members: the rank {', '.join(map(str, twice))} is there more than once")
 
 
 def time_limit(trial: t.Mapping[str, t.Any], wait: str) -> float:
@@ -94,11 +93,13 @@ def parse(code: int, output: str, errors: str) -> Answer:
 
 def judged(result: dict[str, t.Any]) -> dict[str, t.Any]:
     """The action's result: trial.json, a message, and whether it failed."""
+    if "format" not in result:
+        return result  # nothing is known
     name = f"{result['epoch']['trial']}" + (
         f" (attempt {result['epoch']['attempt']})" if result["epoch"]["attempt"] > 1 else ""
     )
     found = dict(result)
-    if result.get("outcome") == "aborted":
+    if result.get("outcome") in ("aborted", "reform"):
         found.update(failed=True, msg=f"{name}: nobody was started. {_joined(result['reasons'])}")
     elif result.get("verdict") == "invalid":
         found.update(failed=True, msg=f"{name}: invalid. {_joined(result['reasons'])}")
@@ -127,7 +128,7 @@ def _started(result: t.Mapping[str, t.Any]) -> str:
         return "nothing was started"
     bound = "unknown" if skew["bound_us"] is None else f"{skew['bound_us'] / 1e3:.1f} ms"
     return (
-        f"{skew['n']} of {len(result['members'])} started within {(skew['max_us'] - skew['min_us']) / 1e3:.1f} ms "
+        f"{skew['n']} of {len(result['roster'])} started within {(skew['max_us'] - skew['min_us']) / 1e3:.1f} ms "
         f"(p50 {skew['p50_us'] / 1e3:.1f} ms, clocks known to {bound}), the last was {skew['last']}"
     )
 

@@ -220,6 +220,7 @@ def judge_trial(
         digests: (size, sha256) of what was really fetched, by key.
     """
     trial_id, expected = trial["trial_id"], tuple(trial["members"])
+    candidates = (*trial["members"], *trial["spares"])
     if attempt is None:
         return TrialEvidence(trial_id, None, "invalid", ("was not run, or left nothing",), expected, (), {}, {})
     epoch = {"run": run_id, "trial": trial_id, "attempt": attempt}
@@ -239,7 +240,13 @@ def judge_trial(
         if not _is_settled(result):
             problems.append("trial.json was written before the trial had settled")
     rows, aborted = _members(result or {}), (result or {}).get("outcome") == "aborted"
-    strangers = sorted(set(rows) - set(expected))
+    if result is not None and not aborted:
+        # Evidence is due from those who started, and the plan says who and how few may.
+        roster = result.get("roster")
+        started = [name for name in candidates if isinstance(roster, list) and name in roster]
+        problems += _too_few(plan, trial, started)
+        expected = tuple(started) or expected
+    strangers = sorted(set(rows) - set(candidates))
     if strangers:
         problems.append(f"trial.json names members that the plan does not: {listed(strangers)}")
     delivered: list[str] = []
@@ -259,7 +266,8 @@ def judge_trial(
             # The rendezvous has its own words for what it saw; ours are for what it did not see.
             named = any(re.search(rf"(?<![\w-]){re.escape(member)}(?![\w-])", reason) for reason in reasons)
             if not (named and verdict == "invalid"):
-                problems += [f"{member} {failing}" for failing in _failings(rows.get(member))]
+                row, stopped = rows.get(member), bool(result.get("early_exit"))
+                problems += [f"{member} {failing}" for failing in _failings(row, stopped)]
             doubt = _clock_doubt(plan, rows.get(member))
             if doubt and not (named and verdict != "valid"):
                 (problems if plan["barrier"]["on_clock_error"] == "refuse" else doubts).append(f"{member} {doubt}")
@@ -324,10 +332,23 @@ def _audit(
     return missing, changed
 
 
-def _failings(row: Json | None) -> list[str]:
-    """What the member's row in trial.json says against it."""
+def _too_few(plan: Json, trial: Json, started: t.Collection[str]) -> list[str]:
+    """Groups of which fewer have started than the plan allows."""
+    group_of = {member["name"]: member["group"] for member in plan["members"]}
+    counted = collections.Counter(group_of[name] for name in started)
+    return [
+        f"trial.json says that {counted[group]} of {group} started, and {least} are needed"
+        for group, least in trial["least"].items()
+        if counted[group] < least
+    ]
+
+
+def _failings(row: Json | None, stopped: bool) -> list[str]:
+    """What the member's row in trial.json says against it. `stopped`: an early exit has stopped the others."""
     if row is None:
         return ["is not in trial.json"]
+    if stopped and row.get("stopped") and not row.get("timed_out"):
+        return []
     if row.get("timed_out"):
         return ["was still running at the end of its time"]
     if row.get("signal") is not None:

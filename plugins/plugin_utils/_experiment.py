@@ -124,6 +124,29 @@ def _count(value: t.Any) -> int | str:
     return value
 
 
+def _share(value: t.Any) -> int | str:
+    """How many of some hosts: a number, or a percentage."""
+    if isinstance(value, int) and not isinstance(value, bool) and value >= 1:
+        return value
+    if isinstance(value, str) and re.fullmatch(r"\d+(\.\d+)?%", value) and 0 < float(value[:-1]) <= 100:
+        return value
+    raise _refuse(f"must be a number of hosts or a percentage, not {_shown(value)}", "For example 6 or 75%.")
+
+
+def _quorum(value: t.Any) -> int | str | dict[str, int | str]:
+    if not isinstance(value, dict):
+        return _share(value)
+    if not value:
+        raise _refuse("names no group", "Give groups and what each needs: {worker: 75%}.")
+    for name, share in value.items():
+        try:
+            _share(share)
+        except pydantic_core.PydanticCustomError as exc:
+            context = exc.context or {}
+            raise _refuse(f"{name} {context['message']}", context["remedy"]) from None
+    return value
+
+
 def _is_scalar(value: t.Any) -> bool:
     return isinstance(value, (str, int)) or (isinstance(value, float) and math.isfinite(value))
 
@@ -257,6 +280,17 @@ _SIZE_SCHEMA: t.Final = {
     "anyOf": [{"type": "integer", "minimum": 1}, {"type": "string", "pattern": r"^\s*\d+\s*(G|GiB|T|TiB)\s*$"}],
     "examples": [20, "20GiB"],
 }
+_SHARE_SCHEMA: t.Final = {
+    "anyOf": [{"type": "integer", "minimum": 1}, {"type": "string", "pattern": r"^\d+(\.\d+)?%$"}],
+    "examples": [6, "75%"],
+}
+_QUORUM_SCHEMA: t.Final = {
+    "anyOf": [
+        *_SHARE_SCHEMA["anyOf"],
+        {"type": "object", "additionalProperties": _SHARE_SCHEMA, "minProperties": 1},
+    ],
+    "examples": ["75%", {"worker": 6}],
+}
 _SCALAR_SCHEMA: t.Final = {"type": ["string", "number", "boolean"]}
 _PARAMETER_SCHEMA: t.Final = {
     "anyOf": [_SCALAR_SCHEMA, {"type": "array", "items": _SCALAR_SCHEMA, "minItems": 1, "uniqueItems": True}]
@@ -292,6 +326,7 @@ Duration = t.Annotated[int | float, pydantic.PlainValidator(_duration), _Schema(
 Gibibytes = t.Annotated[int, pydantic.PlainValidator(_gibibytes), _Schema(_SIZE_SCHEMA)]
 Parameter = t.Annotated[Scalar | list[Scalar], pydantic.PlainValidator(_parameter), _Schema(_PARAMETER_SCHEMA)]
 Point = t.Annotated[dict[str, Scalar], pydantic.PlainValidator(_point), _Schema(_POINT_SCHEMA)]
+Quorum = t.Annotated[int | str | dict[str, int | str], pydantic.PlainValidator(_quorum), _Schema(_QUORUM_SCHEMA)]
 Text = t.Annotated[str, pydantic.PlainValidator(_text), _Schema(_SCALAR_SCHEMA)]
 Command = t.Annotated[str, pydantic.AfterValidator(_command), _Schema({"type": "string", "minLength": 1})]
 Glob = t.Annotated[str, pydantic.AfterValidator(_glob), _Schema({"type": "string", "minLength": 1})]
@@ -423,6 +458,10 @@ class Group(_Model):
         default=1,
         description='How many hosts: a number, or a template of parameters ("{{ parties }}"). The largest is launched.',
     )
+    spares: t.Annotated[int, pydantic.Field(ge=0)] = pydantic.Field(
+        default=0,
+        description="Hosts beyond count that get ready for each trial and step in for those that do not.",
+    )
     instance_type: InstanceType = pydantic.Field(default="t3a.medium", description="EC2 instance type.")
     image: Image | None = pydantic.Field(
         default=None, description="What the hosts boot. Left out: the inventory's image."
@@ -469,10 +508,22 @@ class Artifact(_Model):
 
 
 class Barrier(_Model):
-    """The start barrier: when a trial may start."""
+    """The start barrier: when a trial may start, and when it stops."""
 
     deadline: Duration = pydantic.Field(
         default=60, description="How long the hosts have to get ready for a trial; past it the trial is aborted."
+    )
+    quorum: Quorum | None = pydantic.Field(
+        default=None,
+        description="How few hosts of each group may start: a number, 75%, or those by group. Left out: all.",
+    )
+    grace: Duration = pydantic.Field(
+        default=10,
+        description="How long a missing host is waited for once a quorum or spares could start without it.",
+    )
+    on_early_exit: t.Literal["continue", "stop_on_failure", "stop"] = pydantic.Field(
+        default="continue",
+        description="When a command ends before the others: let them run, stop them if it failed, or stop them.",
     )
     max_clock_error: Duration = pydantic.Field(
         default=0.05, description="Largest error bound of a host's clock. A start instant is as good as the clocks are."
@@ -583,11 +634,11 @@ class ExperimentFile(_Model):
     timeout: Duration = pydantic.Field(
         default=120, description="How long the commands of one trial may run: seconds, or with a unit (2m)."
     )
-    barrier: Barrier = pydantic.Field(default_factory=Barrier, description="When a trial may start.")
     network: dict[str, dict[str, Link]] = pydantic.Field(
         default={},
         description="What lies between two ends, each a group, a site, a host (party-0) or all: {party: {party: {rtt: 80ms}}}.",
     )
+    barrier: Barrier = pydantic.Field(default_factory=Barrier, description="When a trial may start, and when it stops.")
     collect: list[Glob] = pydantic.Field(
         default=[],
         description="Files to keep besides stdout and stderr: globs below the working directory of each host.",
@@ -817,6 +868,7 @@ def _check(
     return [
         *_check_sites(spec, document),
         *_check_groups(spec, document, names, known),
+        *_check_quorum(spec, document, names),
         *_check_artifacts(spec, document, names, source, exists),
         *_check_network(spec, document, names, source, exists),
         *_check_parameters(spec, document, names),
@@ -910,6 +962,18 @@ def _check_groups(
     if spec.rendezvous is not None and spec.rendezvous not in names.groups:
         remedy = did_you_mean(spec.rendezvous, names.groups, "Declared groups")
         yield document.problem(("rendezvous",), f"{spec.rendezvous} is not a group", remedy)
+
+
+def _check_quorum(spec: ExperimentFile, document: Document, names: _Names) -> t.Iterator[Problem]:
+    quorum = spec.barrier.quorum
+    path: Path = ("barrier", "quorum")
+    if isinstance(quorum, int) and len(names.groups) > 1:
+        remedy = f"Say of which group: {{{names.groups[0]}: {quorum}}}. A percentage is of each."
+        yield document.problem(path, f"{quorum} of the hosts of {len(names.groups)} groups", remedy)
+    for group in quorum if isinstance(quorum, dict) else ():
+        if group not in names.groups:
+            remedy = did_you_mean(group, names.groups, "Declared groups")
+            yield document.problem((*path, group), f"{group} is not a group", remedy)
 
 
 def _check_artifacts(

@@ -20,6 +20,8 @@ import typing as t
 from ansible_collections.startline.lab.plugins.plugin_utils._errors import FleetError
 
 ALIVE: t.Final = ("pending", "running")
+#: States of an instance that is part of the fleet, or can be again.
+PRESENT: t.Final = (*ALIVE, "stopping", "stopped")
 
 #: What a run creates in a region, as EC2 describes it: (operation, key of the list, key of the id).
 #: Volumes and interfaces go with their instance; they are asked for because a leftover one costs money.
@@ -150,6 +152,10 @@ class Fleet:
                 for instance in reservation["Instances"]
             )
         return sorted(hosts, key=lambda host: (host.region, *_by_address(host)))
+
+    def count(self) -> collections.Counter[str]:
+        """How many hosts of each group there are that live, or are stopped and can live again."""
+        return collections.Counter(host.group for host in self.describe() if host.state in PRESENT)
 
     def number(self, counts: t.Mapping[str, int]) -> bool:
         """Give every host its index and name. True when a tag was written."""

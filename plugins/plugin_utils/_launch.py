@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """What EC2 is asked for: the places and the launches of a run, as amazon.aws's modules take them.
 
-Hosts are launched a group at a time, with C(exact_count) over the tags of the run and the group: a fleet that was
-half launched is completed. Which host is which member is decided afterwards (`_fleet`). This util is PRIVATE to the
-collection.
+Hosts are launched a group at a time, as many as are missing: a fleet that was half launched is completed. Which host
+is which member is decided afterwards (`_fleet`). This util is PRIVATE to the collection.
 """
 
 from __future__ import annotations
@@ -12,9 +11,6 @@ import typing as t
 
 from ansible_collections.startline.lab.plugins.plugin_utils._errors import PlanError
 from ansible_collections.startline.lab.plugins.plugin_utils._plan import site_subnet
-
-#: States of an instance that is part of the fleet, or can be again.
-_PRESENT: t.Final = ("pending", "running", "stopping", "stopped")
 
 
 def sites(plan: t.Mapping[str, t.Any], default_region: str | None = None) -> list[dict[str, str]]:
@@ -56,21 +52,24 @@ def launches(
     run_id: str,
     expires: str,
     *,
+    missing: t.Mapping[str, int] | None = None,
     default_region: str | None = None,
     default_image: t.Mapping[str, str] | None = None,
 ) -> list[dict[str, t.Any]]:
-    """One launch for each group.
+    """One launch for each group that lacks hosts: `missing` of them by group, or all.
 
     Returns:
-        ``[{"group", "site", "region", "count", "instance_type", "volume_size", "image", "filters", "tags"}]``:
-        `filters` finds the group's hosts that there are, `tags` is what all of them carry (index and name come with
-        the numbering), `image` is ``{"id"}`` or ``{"owner", "name"}``.
+        ``[{"group", "site", "region", "count", "instance_type", "volume_size", "image", "tags"}]``: `tags` is what all
+        hosts of the group carry (index and name come with the numbering), `image` is ``{"id"}`` or ``{"owner", "name"}``.
 
     Raises:
         PlanError: a group has no image, or its site no region.
     """
     result = []
     for name, group in plan["groups"].items():
+        count = group["count"] if missing is None else missing[name]
+        if not count:
+            continue
         image = group["image"] or default_image
         if not image:
             raise PlanError(
@@ -81,15 +80,10 @@ def launches(
                 "group": name,
                 "site": group["site"],
                 "region": _region(group["site"], plan["sites"][group["site"]], default_region),
-                "count": group["count"],
+                "count": count,
                 "instance_type": group["instance_type"],
                 "volume_size": group["volume_size"],
                 "image": dict(image),
-                "filters": {
-                    "tag:startline:run": run_id,
-                    "tag:startline:group": name,
-                    "instance-state-name": list(_PRESENT),
-                },
                 "tags": {**run_tags(plan, run_id, expires), "startline:group": name, "startline:site": group["site"]},
             }
         )

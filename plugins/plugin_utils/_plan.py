@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import collections
 import dataclasses
+import fractions
 import functools
 import hashlib
 import ipaddress
@@ -84,7 +85,7 @@ def expand(experiment: Experiment, *, seed: int | None = None) -> Plan:
     spec = experiment.spec
     seed = spec.seed if seed is None else seed
     points = _points(experiment)
-    counts = {name: max(point.counts[name] for point in points) for name in spec.groups}
+    counts = {name: max(point.counts[name] for point in points) + group.spares for name, group in spec.groups.items()}
     sites = {
         name: {"region": spec.sites[name].region if name in spec.sites else None, "cidr": cidr}
         for name, cidr in spec.networks.items()
@@ -112,7 +113,10 @@ def expand(experiment: Experiment, *, seed: int | None = None) -> Plan:
         for index in range(count)
     ]
     networks = _networks(experiment, points, trials, members, {name: site["region"] for name, site in sites.items()})
-    worst_case = SETUP_ALLOWANCE + math.ceil(len(trials) * (spec.barrier.deadline + spec.timeout + TRIAL_ALLOWANCE))
+    # A trial that starts with others than were meant has got ready twice.
+    alike = all(not trial["spares"] and sum(trial["least"].values()) == len(trial["members"]) for trial in trials)
+    ready = spec.barrier.deadline * (1 if alike else 2)
+    worst_case = SETUP_ALLOWANCE + math.ceil(len(trials) * (ready + spec.timeout + TRIAL_ALLOWANCE))
     if spec.expires_after is not None and spec.expires_after < worst_case:
         remedy = f"Give {describe_seconds(worst_case)} or more, or leave it out."
         message = f"the hosts would power off before the end: the run may take {describe_seconds(worst_case)}"
@@ -137,7 +141,7 @@ def expand(experiment: Experiment, *, seed: int | None = None) -> Plan:
             }
             for artifact in spec.artifacts
         ],
-        "barrier": {"policy": "all", **spec.barrier.model_dump()},
+        "barrier": spec.barrier.model_dump(exclude={"quorum"}),
         "timeout": spec.timeout,
         "worst_case": worst_case,
         "expires_after": spec.expires_after if spec.expires_after is not None else max(3600, 2 * worst_case + 3600),
@@ -195,7 +199,7 @@ def _points(experiment: Experiment) -> list[_Point]:
     for values, where in chosen:
         parameters = {**experiment.constants, **values}
         counts, found = _counts(experiment, values, parameters)
-        problems += found
+        problems += found or _check_quorum(experiment, values, counts)
         points.append(_Point(values, parameters, where, counts))
     if problems:
         raise ExperimentError(problems)
@@ -222,7 +226,7 @@ def _counts(
 ) -> tuple[dict[str, int], list[Problem]]:
     counts: dict[str, int] = {}
     problems: list[Problem] = []
-    point = ", ".join(f"{name}={_template.as_text(value)}" for name, value in values.items()) or "the only point"
+    point = _shown(values)
     for name, group in experiment.spec.groups.items():
         counts[name] = group.count if isinstance(group.count, int) else 1
         if isinstance(group.count, int):
@@ -239,6 +243,31 @@ def _counts(
             remedy = "Correct the parameter or the template; {{ a // b }} divides without a remainder."
             problems.append(experiment.document.problem(("groups", name, "count"), message, remedy))
     return counts, problems
+
+
+def _shown(values: dict[str, Scalar]) -> str:
+    return ", ".join(f"{name}={_template.as_text(value)}" for name, value in values.items()) or "the only point"
+
+
+def _check_quorum(experiment: Experiment, values: dict[str, Scalar], counts: dict[str, int]) -> list[Problem]:
+    """Refuse a quorum that no trial of a point could meet."""
+    quorum = experiment.spec.barrier.quorum
+    problems = []
+    for name, count in counts.items():
+        least = _least(quorum, name, count)
+        if least > count:
+            path: Path = ("barrier", "quorum", name) if isinstance(quorum, dict) else ("barrier", "quorum")
+            message = f"{least} of {name} are more than it has at {_shown(values)}: {count}"
+            problems.append(experiment.document.problem(path, message, "Give fewer, or a percentage: 75%."))
+    return problems
+
+
+def _least(quorum: int | str | dict[str, int | str] | None, group: str, count: int) -> int:
+    """How few of a group's hosts may start."""
+    share = quorum.get(group) if isinstance(quorum, dict) else quorum
+    if share is None:
+        return count
+    return share if isinstance(share, int) else math.ceil(fractions.Fraction(share[:-1]) * count / 100)
 
 
 def _check_room(
@@ -296,6 +325,13 @@ def _trials(experiment: Experiment, points: list[_Point], seed: int) -> list[dic
                     "repeat": repeat,
                     "warmup": warmup,
                     "members": [f"{name}-{index}" for name, count in point.counts.items() for index in range(count)],
+                    # Of each group the next hosts, which may be there for larger trials.
+                    "spares": [
+                        f"{name}-{count + extra}"
+                        for name, count in point.counts.items()
+                        for extra in range(spec.groups[name].spares)
+                    ],
+                    "least": {name: _least(spec.barrier.quorum, name, n) for name, n in point.counts.items()},
                     "timeout": spec.timeout,
                 }
             )
@@ -524,7 +560,7 @@ def summary(plan: Plan) -> str:
                 [
                     f"{len(runs)} x",
                     label,
-                    f"{len(runs[0]['members'])} hosts" if len(runs[0]["members"]) != hosts else "",
+                    _who(runs[0], hosts),
                 ]
                 for label, runs in sorted(by_point.items(), key=lambda item: version_key(item[0]))
             ],
@@ -536,6 +572,15 @@ def summary(plan: Plan) -> str:
         f"Plan {plan['digest'][:12]}",
     ]
     return "\n".join(line.rstrip() for line in lines)
+
+
+def _who(trial: dict[str, t.Any], hosts: int) -> str:
+    """How many hosts take part in a trial, where that is not all."""
+    members, spares, least = len(trial["members"]), len(trial["spares"]), sum(trial["least"].values())
+    words = [f"{members} hosts"] if members != hosts else []
+    words += [f"{spares} spare"] if spares else []
+    words += [f"{least} at least"] if least < members else []
+    return ", ".join(words)
 
 
 def _table(rows: list[list[str]], limit: int = 100) -> list[str]:

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""One trial, as start_barrier takes it: ranks, commands, files and links, from the plan and the hosts that stand for
-its members.
+"""One trial, as start_barrier takes it: seats, ranks, commands, files and links, from the plan and the hosts that stand
+for its members.
 
 This util is PRIVATE to the collection.
 """
@@ -12,7 +12,7 @@ import hashlib
 import typing as t
 
 from ansible_collections.startline.lab.plugins.plugin_utils import _hosts_config, _template
-from ansible_collections.startline.lab.plugins.plugin_utils._errors import PlanError
+from ansible_collections.startline.lab.plugins.plugin_utils._errors import PlanError, did_you_mean
 
 #: Where the runtime role puts artifacts on a host; working directories have links to them.
 ARTIFACTS_DIR: t.Final = "/opt/startline/artifacts"
@@ -30,6 +30,68 @@ class Failure:
     message: str
 
 
+@dataclasses.dataclass(frozen=True)
+class Formation:
+    """Who is to start an attempt at a trial, and who may step in.
+
+    `seats` has, for each group, the candidates in the order in which they are wanted (``members``), how many start
+    (``seats``), and how few may (``least``). `formed_from` tells the attempts before this one that ended because
+    others would have started than those that it was rendered for.
+    """
+
+    seats: tuple[dict[str, t.Any], ...]
+    formed_from: tuple[dict[str, t.Any], ...] = ()
+
+    @classmethod
+    def planned(cls, plan: t.Mapping[str, t.Any], trial: t.Mapping[str, t.Any]) -> Formation:
+        """As the plan has it."""
+        group_of = {member["name"]: member["group"] for member in plan["members"]}
+        members: dict[str, list[str]] = {group: [] for group in trial["least"]}
+        for name in trial["members"]:
+            members[group_of[name]].append(name)
+        seats = {group: len(names) for group, names in members.items()}
+        for name in trial["spares"]:
+            members[group_of[name]].append(name)
+        least = trial["least"]
+        return cls(tuple({"members": members[g], "seats": seats[g], "least": least[g]} for g in members))
+
+    @property
+    def meant(self) -> list[str]:
+        """Who starts when all goes well: hosts.config, ranks and commands are made for them."""
+        return [name for entry in self.seats for name in entry["members"][: entry["seats"]]]
+
+    @property
+    def others(self) -> list[str]:
+        """Who gets ready besides."""
+        return [name for entry in self.seats for name in entry["members"][entry["seats"] :]]
+
+    def formed(self, result: t.Mapping[str, t.Any]) -> Formation:
+        """The next attempt, from the result of this one: the roster that it came to, and the spares that are ready.
+
+        A group that has lost hosts keeps its seats, so that the next attempt knows, and says, that some stay empty.
+        """
+        roster, rows = result["roster"], result["members"]
+        seats = []
+        for entry in self.seats:
+            chosen = [name for name in entry["members"] if name in roster]
+            spares = [
+                name
+                for name in entry["members"]
+                if rows[name]["role"] == "spare" and rows[name]["state"] == "armed" and rows[name]["connected"]
+            ]
+            seats.append({**entry, "members": chosen + spares})
+        # The result repeats what it was formed from; what is new comes after it.
+        attempt = {
+            "attempt": result["epoch"]["attempt"],
+            "roster": list(roster),
+            **{role: [row for row in result[role] if row not in self._known(role)] for role in ("replaced", "dropped")},
+        }
+        return Formation(tuple(seats), (*self.formed_from, attempt))
+
+    def _known(self, role: str) -> list[dict[str, t.Any]]:
+        return [row for attempt in self.formed_from for row in attempt[role]]
+
+
 def session_id(bucket: str | None, experiment: str, run_id: str, trial_id: str, attempt: int) -> str:
     """The sid of a trial: first 4 hex digits of md5 of its S3 address and a line feed, as DKG's test framework makes
     it.
@@ -45,6 +107,7 @@ def compose_trial(
     *,
     run_id: str,
     attempt: int = 1,
+    formation: Formation | None = None,
     bucket: str | None = None,
     region: str | None = None,
     endpoint_url: str | None = None,
@@ -57,6 +120,7 @@ def compose_trial(
         hosts: by member; ``address`` is where the others reach it.
         run_id: the run.
         attempt: 1, or one more for each time that the trial was tried before.
+        formation: who takes part; as planned if None.
         bucket: where evidence goes; None keeps it on the hosts.
         region: of the bucket.
         endpoint_url: of S3 as the hosts see it; None is AWS.
@@ -64,12 +128,19 @@ def compose_trial(
     Raises:
         PlanError: a member without an address, or a template that fails; every one is named.
     """
-    ranked = _hosts_config.ranked(plan, trial["members"], hosts)
+    formation = formation or Formation.planned(plan, trial)
+    ranked = _hosts_config.ranked(plan, formation.meant, hosts)
     context = _context(plan, trial, ranked, run_id=run_id, attempt=attempt, bucket=bucket)
     failures: list[Failure] = []
     groups = {entry["group"] for entry in ranked}
     members = [_member(plan, entry, context, failures) for entry in ranked]
-    for entry, member in zip(ranked, members, strict=True):
+    spares = _hosts_config.ranked(plan, formation.others, hosts)
+    # What they are given never runs: whoever steps in has an attempt made for it.
+    members += [
+        {"name": entry["name"], "rank": len(ranked) + entry["rank"], "command": ":", "environment": {}}
+        for entry in spares
+    ]
+    for entry, member in zip([*ranked, *spares], members, strict=True):
         own = [a for a in plan["artifacts"] if entry["group"] in a["groups"] and not groups <= set(a["groups"])]
         if own:
             member["links"] = _links(own)
@@ -88,7 +159,11 @@ def compose_trial(
         "links": _links(artifact for artifact in plan["artifacts"] if groups <= set(artifact["groups"])),
         "deadline": plan["barrier"]["deadline"],
         "timeout": trial["timeout"],
-        "policy": plan["barrier"]["policy"],
+        "seats": list(formation.seats),
+        "grace": plan["barrier"]["grace"],
+        "form": True,
+        "formed_from": list(formation.formed_from),
+        "on_early_exit": plan["barrier"]["on_early_exit"],
         "max_clock_error": plan["barrier"]["max_clock_error"],
         "on_clock_error": plan["barrier"]["on_clock_error"],
         "collect": list(plan["collect"]),
@@ -110,16 +185,21 @@ def _links(artifacts: t.Iterable[t.Mapping[str, t.Any]]) -> dict[str, str]:
 
 
 def rehearse(plan: t.Mapping[str, t.Any], trial: t.Mapping[str, t.Any], hosts: Hosts) -> list[Failure]:
-    """What would fail when the trial is composed, for the first and last member of each group."""
-    ranked = _hosts_config.ranked(plan, trial["members"], hosts)
-    context = _context(plan, trial, ranked, run_id="rehearsal", attempt=1, bucket="rehearsal")
+    """What would fail when the trial is composed, for the first and last member of each group; with all hosts, and with
+    as few as may start.
+    """
     failures: list[Failure] = []
-    by_group: dict[str, list[dict[str, t.Any]]] = {}
-    for entry in ranked:
-        by_group.setdefault(entry["group"], []).append(entry)
-    for entries in by_group.values():
-        for entry in [entries[0], *entries[1:][-1:]]:
-            _member(plan, entry, context, failures)
+    seats = Formation.planned(plan, trial).seats
+    smallest = [name for entry in seats for name in entry["members"][: entry["least"]]]
+    for names in [trial["members"]] + [smallest] * (len(smallest) < len(trial["members"])):
+        ranked = _hosts_config.ranked(plan, names, hosts)
+        context = _context(plan, trial, ranked, run_id="rehearsal", attempt=1, bucket="rehearsal")
+        by_group: dict[str, list[dict[str, t.Any]]] = {}
+        for entry in ranked:
+            by_group.setdefault(entry["group"], []).append(entry)
+        for entries in by_group.values():
+            for entry in [entries[0], *entries[1:][-1:]]:
+                _member(plan, entry, context, failures)
     return failures
 
 
@@ -166,30 +246,43 @@ def _member(
     }
 
 
-def compose_trials(
-    plan: t.Mapping[str, t.Any],
-    hosts: Hosts,
-    *,
-    run_id: str,
-    attempts: t.Mapping[str, t.Mapping[str, t.Any]] | None = None,
-    **where: t.Any,
+def left(
+    plan: t.Mapping[str, t.Any], attempts: t.Mapping[str, t.Mapping[str, t.Any]] | None = None
 ) -> list[dict[str, t.Any]]:
-    """What is still to be run, in the order of the plan: `compose_trial` of every trial that is not finished.
+    """What is still to be run, in the order of the plan: ``[{"trial_id": str, "attempt": int}]``.
 
     Args:
         plan: the plan.
-        hosts: by member.
-        run_id: the run.
         attempts: ``{trial_id: {"attempt": int, "finished": bool}}``, the attempt to make now; trials that are not in
             it were never tried.
-        where: bucket, region and endpoint_url of `compose_trial`.
     """
     attempts = attempts or {}
-    composed = []
+    states = {trial["trial_id"]: attempts.get(trial["trial_id"], {}) for trial in plan["trials"]}
+    return [
+        {"trial_id": trial_id, "attempt": int(state.get("attempt", 1))}
+        for trial_id, state in states.items()
+        if not state.get("finished", False)
+    ]
+
+
+def find(plan: t.Mapping[str, t.Any], trial_id: str) -> t.Mapping[str, t.Any]:
+    """A trial of the plan.
+
+    Raises:
+        PlanError: it has no such trial.
+    """
+    trials: dict[str, t.Mapping[str, t.Any]] = {trial["trial_id"]: trial for trial in plan["trials"]}
+    if trial_id not in trials:
+        raise PlanError(f"the plan has no trial {trial_id}. " + did_you_mean(trial_id, trials, "It has"))
+    return trials[trial_id]
+
+
+def needed(plan: t.Mapping[str, t.Any], missing: t.Collection[str]) -> list[str]:
+    """The members among `missing` without which some trial cannot start, in the order of the plan."""
+    found = {plan["rendezvous"]} & set(missing)
     for trial in plan["trials"]:
-        state = attempts.get(trial["trial_id"], {})
-        if not state.get("finished", False):
-            composed.append(
-                compose_trial(plan, trial, hosts, run_id=run_id, attempt=int(state.get("attempt", 1)), **where)
-            )
-    return composed
+        for entry in Formation.planned(plan, trial).seats:
+            gone = set(entry["members"]).intersection(missing)
+            if len(entry["members"]) - len(gone) < entry["least"]:
+                found |= gone
+    return [member["name"] for member in plan["members"] if member["name"] in found]

@@ -42,6 +42,8 @@ def test_a_job_ends_valid_and_leaves_its_artifacts(cloud: None, ec2: t.Any, tmp_
     artifacts = stats[-1]["artifact_data"]
     assert artifacts["startline_run_id"] == "tiny-awx4711"
     assert artifacts["startline_verdict"] == "valid"
+    assert "tiny-awx4711: VALID" in artifacts["startline_summary"]
+    assert "tiny-awx4711: VALID" in output.partition("PLAY RECAP")[2]
     assert artifacts["startline_results"].startswith("s3://startline-")
     assert artifacts["startline_results"].endswith("/tiny/tiny-awx4711/")
     assert run_resources(ec2, "tiny-awx4711") == []

@@ -113,3 +113,13 @@ def test_destroy_alone_leaves_nothing_of_a_run_that_was_killed(cloud: None, ec2:
     gone = playbook("playbooks/destroy.yml", "-e", f"run={killed.run_id}")
     assert gone.returncode == 0, gone.output[-4000:]
     assert run_resources(ec2, killed.run_id) == []
+
+
+def test_a_run_whose_fleet_was_destroyed_is_completed_on_new_hosts(cloud: None, ec2: t.Any) -> None:
+    # The new hosts get the old ones' addresses, with other host keys.
+    killed = playbook_killed_at("PLAY [Run the trials]", "site.yml", "-e", TINY)
+    assert playbook("playbooks/destroy.yml", "-e", f"run={killed.run_id}").returncode == 0
+    again = playbook("site.yml", "-e", TINY)
+    assert again.returncode == 0, again.output[-4000:]
+    assert again.run_id == killed.run_id
+    assert f"{killed.run_id}: VALID" in again.output

@@ -36,6 +36,8 @@ def plan(
                     "repeat": repeat,
                     "warmup": warmup,
                     "members": members,
+                    "spares": [],
+                    "least": {"party": parties, "blockchain": 1},
                     "timeout": 120,
                 }
             )
@@ -50,7 +52,7 @@ def plan(
             "blockchain": {"site": "us", "count": 1, "instance_type": "t3a.medium"},
         },
         "members": [{"name": name, "group": name.rpartition("-")[0]} for name in members],
-        "barrier": {"deadline": 60, "policy": "all", "max_clock_error": 0.05, "on_clock_error": "mark"},
+        "barrier": {"deadline": 60, "max_clock_error": 0.05, "on_clock_error": "mark"},
         "trials": trials,
     }
 
@@ -81,11 +83,13 @@ def trial_objects(trial: t.Mapping[str, t.Any], *, attempt: int = 1, at: float =
             "exit_code": 0,
             "signal": None,
             "timed_out": False,
+            "stopped": False,
             "duration_s": duration,
             "exited_at": start + duration,
         }
         rows[member] = {
             "rank": rank,
+            "role": "starter",
             "state": "delivered",
             "connected": True,
             "armed_at": at + 0.05,
@@ -132,7 +136,8 @@ def trial_objects(trial: t.Mapping[str, t.Any], *, attempt: int = 1, at: float =
         "outcome": "completed",
         "verdict": "valid",
         "reasons": [],
-        "policy": "all",
+        "roster": list(members),
+        "early_exit": None,
         "submitted": at,
         "armed": at + 0.08,
         "published": at + 0.08,

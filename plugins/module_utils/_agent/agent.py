@@ -11,6 +11,7 @@ PRIVATE to the collection. One process, one thread. On the disk, below the state
 from __future__ import annotations
 
 import contextlib
+import errno
 import grp
 import os
 import pwd
@@ -18,16 +19,21 @@ import selectors
 import time
 import typing as t
 
-from . import clock, delivery, launcher, member, wire
+from . import clock, delivery, launcher, member, ports, wire
 from .config import Config
 from .link import Link
 from .log import log
 from .reactor import Reactor, Timer
+from .waiters import Place, Waiters
 
 #: Seconds a measurement of the clock may take before it goes on with what it has.
 MEASURE_LIMIT = 3.0
-#: How far clocks may drift apart (s/s) between the measurement and T; the bound grows by it.
-DRIFT = 100e-6
+#: Seconds between two measurements while a trial waits for others: by then the first has grown old.
+MEASURE_AGAIN = 5.0
+#: Seconds that a time daemon which has just been started is given to know the time as well as the trial asks for.
+SETTLE_LIMIT, SETTLE_PAUSE = 10.0, 0.5
+#: Seconds that what an earlier trial has left has to go away, and between two looks.
+FREE_LIMIT, FREE_PAUSE = 5.0, 0.1
 #: Seconds between tries of a delivery that does not succeed: first, and at most.
 RETRY_FIRST, RETRY_MOST = 2.0, 60.0
 
@@ -46,17 +52,19 @@ class _Running:
         self.asked = False
         self.pause = RETRY_FIRST
         self.retry: t.Optional[Timer] = None
-        self.measured_at = 0.0
 
 
 class _Measurement:
     """A measurement of the clock under way, shared by whoever needs one."""
 
-    def __init__(self, reference_ns: t.Optional[int]) -> None:
+    def __init__(self, reference_ns: t.Optional[int], wanted_ns: float, settled_by: float) -> None:
         self.reference_ns = reference_ns
-        self.estimate = clock.Estimate()
+        self.wanted_ns = wanted_ns
+        self.settled_by = settled_by
+        self.estimate = clock.Estimate(clock.read())
         self.own: t.Optional[clock.Clock] = None
         self.own_known = False
+        self.daemon = False
         self.limit: t.Optional[Timer] = None
 
 
@@ -70,15 +78,19 @@ class Agent:
         self._trials: t.Dict[wire.Epoch, _Running] = {}
         self._waiting: t.Optional[wire.Message] = None  # a prepare that comes once the trial before it is over
         self._measurement: t.Optional[_Measurement] = None
+        self._again: t.Optional[Timer] = None  # the next measurement of those who wait for others
+        self._waiters = Waiters(config.wait_socket, self._reactor, self._place, self._instant, self._link.send)
 
     def run(self) -> None:
         """Until SIGTERM. Launchers that know T go on without us."""
         log("agent started", run=self._config.run_id, member=self._config.member, pid=os.getpid())
         os.makedirs(self._base, 0o755, exist_ok=True)
         self._resume()
+        self._waiters.listen()
         self._link.connect()
         self._reactor.run()
         self._link.close()
+        self._waiters.close()
         log("agent stopped")
 
     @property
@@ -114,6 +126,7 @@ class Agent:
             self._ping()
         for running in list(self._trials.values()):
             self._step(running, member.LinkUp())
+        self._waiters.link_up()
 
     def _on_down(self) -> None:
         for running in self._trials.values():
@@ -131,6 +144,8 @@ class Agent:
             if refused is not None and refused.trial.reached("exited"):
                 refused.asked = False
                 self._later(refused, message["reason"])
+        elif kind in ("release", "deny"):
+            self._waiters.decided(message)
         elif "epoch" in message:
             running = self._trials.get(message["epoch"])
             if running is None:
@@ -184,7 +199,21 @@ class Agent:
         except (OSError, KeyError) as error:
             self._step(running, member.Prepared(_plain(error)))
         else:
+            self._await_free(running, time.monotonic() + FREE_LIMIT)
+
+    def _await_free(self, running: _Running, give_up: float) -> None:
+        """Prepared once nothing holds what an earlier trial has left, for it would be in this one's way."""
+        ends = [other.trial.exit for other in self._trials.values() if other.trial.exit is not None]
+        held = [f"{entry['command']} (pid {entry['pid']})" for end in ends for entry in _remaining(end)]
+        held += [ports.describe(entry) for end in ends for entry in ports.still_taken(end.get("ports") or ())]
+        if running.trial.over:
+            return
+        if not held:
             self._step(running, member.Prepared())
+        elif time.monotonic() >= give_up:
+            self._step(running, member.Prepared("an earlier trial has left: {}".format("; ".join(sorted(set(held))))))
+        else:
+            self._reactor.after(FREE_PAUSE, lambda: self._await_free(running, give_up))
 
     def _arm(self, running: _Running) -> None:
         duty, epoch = running.trial.duty, running.trial.epoch
@@ -201,6 +230,7 @@ class Agent:
             "STARTLINE_ATTEMPT": str(epoch.attempt),
             "STARTLINE_MEMBER": self._config.member,
             "STARTLINE_RANK": str(duty["rank"]),
+            "STARTLINE_SOCKET": self._waiters.path,
         }
         environment.update(duty["environment"])
         change = bool(duty["user"]) and account.pw_uid != os.geteuid()
@@ -212,6 +242,7 @@ class Agent:
             uid=account.pw_uid if change else None,
             gid=account.pw_gid if change else None,
             groups=_groups(account) if change else (),
+            alone=not self._config.shared,
         )
         running.handle = launcher.arm(running.spool, program)
         self._reactor.on_exit(running.handle.pid, lambda: self._look(running, gone=True))
@@ -231,7 +262,7 @@ class Agent:
         except BlockingIOError:
             return
         if b"r" in data:
-            self._step(running, member.Ready(time.time_ns()))
+            self._step(running, member.Ready(time.monotonic_ns()))
         self._look(running, gone=not data)
 
     def _look(self, running: _Running, gone: bool) -> None:
@@ -243,42 +274,50 @@ class Agent:
             running.events = None
         fired = launcher.read_record(running.spool, "fired.json")
         if fired is not None and not trial.reached("fired"):
-            self._step(running, member.Fired(**fired))
+            reading = clock.Reading(*fired["reading"])
+            self._step(running, member.Fired(fired["noticed_ns"], fired["fired_ns"], reading))
         if not gone or trial.over:
             return
         end = launcher.read_record(running.spool, "exit.json") or {"unfit": None}
         if "unfit" in end:
             if running.handle is not None or trial.committed:
-                self._step(running, member.LauncherGone(time.time_ns(), end["unfit"]))
+                self._step(running, member.LauncherGone(time.monotonic_ns(), end["unfit"]))
         else:
             self._step(running, member.Exited(end))
 
     # -- the clock --
 
     def _measure(self, running: _Running) -> None:
-        if self._measurement is not None:
-            return
-        reference = running.trial.duty["reference"]
-        measurement = self._measurement = _Measurement(reference and reference["bound_ns"])
+        if self._measurement is None:
+            duty = running.trial.duty
+            reference = duty["reference"]
+            settled_by = time.monotonic() + SETTLE_LIMIT
+            self._begin(_Measurement(reference and reference["bound_ns"], duty["max_clock_error"] * 1e9, settled_by))
+
+    def _begin(self, measurement: _Measurement) -> None:
+        self._measurement = measurement
         measurement.limit = self._reactor.after(MEASURE_LIMIT, lambda: self._measured(measurement))
 
         def tracked(output: bytes) -> None:
-            measurement.own = clock.parse_tracking(output.decode("ascii", "replace"))
-            measurement.own_known = True
+            text = output.decode("ascii", "replace")
+            own = clock.parse_tracking(text)
+            measurement.own = own and own._replace(**clock.read()._asdict())
+            measurement.own_known, measurement.daemon = True, text.count(",") > 10
             self._maybe_measured(measurement)
 
         self._reactor.command(clock.CHRONY_COMMAND, tracked)
         self._ping()
 
     def _ping(self) -> None:
-        self._link.send("ping", sent_ns=time.time_ns())
+        self._link.send("ping", sent_ns=time.monotonic_ns())
 
     def _on_pong(self, message: wire.Message) -> None:
-        back_ns = time.time_ns()
+        back_ns = time.monotonic_ns()
         measurement = self._measurement
         if measurement is None:
             return
         measurement.estimate.add(message["sent_ns"], message["came_ns"], message["went_ns"], back_ns)
+        measurement.reference_ns = message["bound_ns"]
         if measurement.estimate.samples < clock.SAMPLES:
             self._ping()
         self._maybe_measured(measurement)
@@ -290,30 +329,50 @@ class Agent:
     def _measured(self, measurement: _Measurement) -> None:
         if self._measurement is not measurement:
             return
-        found = clock.choose(measurement.own, measurement.reference_ns, measurement.estimate.clock)
         if measurement.limit is not None:
             measurement.limit.cancel()
+        found = clock.choose(measurement.own, measurement.reference_ns, measurement.estimate.clock(clock.read()))
+        waiting = [running for running in self._trials.values() if running.trial.waits_for_clock]
+        before = any(not running.trial.over for running in waiting)
         if found is None:
-            # No answer from the rendezvous yet, and no clock of our own to trust: go on trying.
-            measurement.limit = self._reactor.after(MEASURE_LIMIT, lambda: self._measured(measurement))
-            self._ping()
+            # No answer from the rendezvous yet, and no clock of our own to trust.
+            try_again = before or not self._link.up
+        else:
+            young = measurement.daemon and time.monotonic() < measurement.settled_by
+            try_again = before and young and found.bound_ns > measurement.wanted_ns
+        if try_again:
+            again = _Measurement(measurement.reference_ns, measurement.wanted_ns, measurement.settled_by)
+            self._measurement = again
+            again.limit = self._reactor.after(SETTLE_PAUSE, lambda: self._begin(again))
             return
         self._measurement = None
+        waiting += [running for running in self._trials.values() if running.trial.waits_for_others]
+        for running in waiting:
+            self._step(running, member.Measured(found, time.monotonic_ns()))
+        if any(running.trial.waits_for_others for running in waiting):
+            if self._again is not None:
+                self._again.cancel()
+            self._again = self._reactor.after(MEASURE_AGAIN, self._measure_again)
+
+    def _measure_again(self) -> None:
         for running in list(self._trials.values()):
-            if running.trial.clock is None and not running.trial.over:
-                running.measured_at = time.monotonic()
-                self._step(running, member.Measured(found.to_json(), time.time_ns()))
+            if running.trial.waits_for_others:
+                self._measure(running)
 
     def _start(self, running: _Running, message: wire.Message) -> None:
-        trial = running.trial
-        here = latest = 0
-        if trial.clock is not None:
-            known = clock.Clock(**trial.clock)
-            here, latest = known.to_local(message["start_ns"]), known.to_local(message["latest_ns"])
-            if not trial.committed:
-                age = time.monotonic() - running.measured_at
-                trial.clock = known._replace(bound_ns=known.bound_ns + int(age * DRIFT * 1e9)).to_json()
-        self._step(running, member.StartSaid(here, latest, time.time_ns()))
+        self._step(running, member.StartSaid(message["start_ns"], message["latest_ns"], time.monotonic_ns()))
+
+    # -- named barriers: what `waiters` asks --
+
+    def _place(self, epoch: wire.Epoch) -> t.Optional[Place]:
+        running = self._trials.get(epoch)
+        if running is None or not running.trial.committed or running.trial.over:
+            return None
+        return Place(running.spool, running.trial.duty["deadline"])
+
+    def _instant(self, epoch: wire.Epoch, at_ns: int) -> t.Tuple[int, int]:
+        known = clock.Clock(**(self._trials[epoch].trial.clock or {}))
+        return known.to_steady(at_ns), known.bound_at(clock.read())
 
     # -- delivery --
 
@@ -326,8 +385,9 @@ class Agent:
             "rank": trial.duty["rank"],
             "command": trial.duty["command"],
             "clock": trial.clock,
+            "clock_after": trial.clock_after,
             "armed_ns": trial.armed_ns,
-            "start_ns": trial.fired.get("start_ns"),
+            "start_ns": trial.start_ns,
             "noticed_ns": trial.fired.get("noticed_ns"),
             "fired_ns": trial.fired.get("fired_ns"),
             "exit": trial.exit,
@@ -379,6 +439,8 @@ class Agent:
         after = running.trial.state, running.trial.failed
         if after != before:
             log("trial", epoch=running.trial.epoch, state=after[0], **({"failed": after[1]} if after[1] else {}))
+        if running.trial.over:
+            self._waiters.over(running.trial.epoch)
         if running.trial.over and self._waiting is not None:
             waiting, self._waiting = self._waiting, None
             self._prepare(waiting)
@@ -417,6 +479,11 @@ class Agent:
                 _remove(running.spool, but="record.json")
 
 
+def _remaining(end: t.Mapping[str, t.Any]) -> t.List[t.Dict[str, t.Any]]:
+    """Processes of a trial that could not be ended and are still there."""
+    return [entry for entry in end.get("remaining") or () if ports.name_of(entry["pid"]) == entry["command"]]
+
+
 def _plain(error: Exception) -> str:
     """What went wrong while a trial was prepared, in words."""
     if isinstance(error, OSError):
@@ -433,6 +500,8 @@ def _make_directory(spool: str, duty: t.Mapping[str, t.Any]) -> None:
     account = pwd.getpwnam(duty["user"]) if duty["user"] else None
     _remove(spool)
     work = os.path.join(spool, "work")
+    if os.path.lexists(work):
+        raise FileExistsError(errno.EEXIST, "an earlier working directory cannot be removed", work)
     os.makedirs(work, 0o755)
     made = [work]
     for path, text in duty["files"].items():

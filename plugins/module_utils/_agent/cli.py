@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""``startline-agent``: the agent, the rendezvous, and questions to the rendezvous of this host.
+"""``startline-agent``: the agent, the rendezvous, questions to the rendezvous of this host, and waiting for others.
 
 PRIVATE to the collection.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sys
 import time
@@ -28,6 +29,8 @@ def main(arguments: t.Optional[t.Sequence[str]] = None) -> int:
             Agent(configuration.load(given[1] if given[1:-1] else configuration.PATH)).run()
             return 0
         options = _parse(given)
+        if options.command == "wait":  # whoever runs the command of a trial may not read the configuration
+            return _wait(options.name, options.timeout)
         return _run(options, configuration.load(options.config))
     except configuration.ConfigError as error:
         return _complain(error, status=2)
@@ -61,6 +64,9 @@ def _parse(arguments: t.Sequence[str]) -> argparse.Namespace:
             default=30.0,
             help="seconds to wait for a rendezvous that is away (default: %(default)g)",
         )
+    wait = commands.add_parser("wait", help="inside a trial: wait until all its hosts have come to this point")
+    wait.add_argument("name", help="name of the point; it may be used again and again")
+    wait.add_argument("--timeout", type=float, help="seconds (default: the deadline of the start barrier)")
     abort = commands.choices["abort"]
     abort.add_argument("trial_id", nargs="?", help="the trial (default: the one under way)")
     abort.add_argument("--reason", default="aborted by the controller", help="what the result will say")
@@ -95,6 +101,21 @@ def _run(options: argparse.Namespace, config: configuration.Config) -> int:
     json.dump(result, sys.stdout)
     sys.stdout.write("\n")
     return 0
+
+
+def _wait(name: str, timeout: t.Optional[float]) -> int:
+    import os
+
+    from . import client
+
+    try:
+        report = client.wait(name, timeout, os.environ)
+        with contextlib.suppress(OSError):  # an agent that has gone needs no report
+            report()
+        # The ordinary end of an interpreter takes milliseconds, more on one host than on another.
+        os._exit(0)
+    except client.ClientError as error:
+        return _complain(error, status=1)
 
 
 def _complain(problem: object, status: int) -> int:

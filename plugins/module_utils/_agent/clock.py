@@ -1,13 +1,16 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """What time it is here compared with the rendezvous, and how well that is known.
 
-PRIVATE to the collection. Two sources; a PTP hardware clock would be a third one beside them:
+PRIVATE to the collection. The error model in full: docs/clock.md.
 
-* ``chrony``: the host's clock is disciplined. Its error is at most |offset| + root dispersion + root delay / 2 (RFC
-  5905, section 11.2: the root distance). Offset to the rendezvous is taken as zero, if the rendezvous' clock is
-  disciplined too.
-* ``rendezvous``: four time stamps over the connection (RFC 5905, section 8). Of several exchanges the one with the
-  smallest round trip is kept; whatever the asymmetry of the path, the error is at most half of that round trip.
+T is an instant of the rendezvous' clock. A host waits for it on its own CLOCK_MONOTONIC, which nobody can step, so what
+is measured is the distance between the two. Three sources:
+
+* ``phc``, ``ntp``: chrony disciplines this host's clock, by a PTP hardware clock or over the network, and the
+  rendezvous' too. The error of each is at most |offset| + root dispersion + root delay / 2 (RFC 5905, section 11.2: the
+  root distance), that of the distance their sum.
+* ``rendezvous``: four time stamps over the connection (RFC 5905, section 8). Of several exchanges the one that says
+  most is kept; whatever the asymmetry of the path, its error is at most half of its round trip.
 
 Both are always measured, since the second costs a few round trips and catches a clock that is wrong although its
 daemon is content. When they contradict each other the second wins, and the note says so.
@@ -15,27 +18,116 @@ daemon is content. When they contradict each other the second wins, and the note
 
 from __future__ import annotations
 
+import time
 import typing as t
 
 #: ``-c``: comma-separated values, ``-n``: no name lookups.
 CHRONY_COMMAND = ("chronyc", "-n", "-c", "tracking")
 
-#: Exchanges with the rendezvous before a trial.
+#: Exchanges with the rendezvous in one measurement.
 SAMPLES = 8
+#: How fast two clocks that nobody steers may drift apart (s/s). Oscillators are specified to 100 ppm at worst.
+DRIFT = 250e-6
+#: Less than this between CLOCK_REALTIME and CLOCK_MONOTONIC is the reading of them, not a step.
+STEP_NS = 10**6
+
+
+class Reading(t.NamedTuple):
+    """This host's clocks, read together.
+
+    `wall_ns` (CLOCK_REALTIME) can be stepped; `steady_ns` (CLOCK_MONOTONIC) only slewed, and both are slewed alike;
+    `raw_ns` (CLOCK_MONOTONIC_RAW) is the bare oscillator.
+    """
+
+    wall_ns: int
+    steady_ns: int
+    raw_ns: int
+
+
+def read() -> Reading:
+    """The clocks now. Of three readings the closest one, for a process may lose its CPU between two clocks."""
+
+    def once() -> t.Tuple[int, Reading]:
+        begin = time.monotonic_ns()
+        wall, raw = time.time_ns(), time.clock_gettime_ns(time.CLOCK_MONOTONIC_RAW)
+        end = time.monotonic_ns()
+        return end - begin, Reading(wall, (begin + end) // 2, raw)
+
+    return min(once() for _try in range(3))[1]
+
+
+def stepped_ns(before: Reading, after: Reading) -> int:
+    """By how much the wall clock was stepped between two readings; slewing does not count, and a suspended host does."""
+    step = (after.wall_ns - after.steady_ns) - (before.wall_ns - before.steady_ns)
+    return step if abs(step) > STEP_NS else 0
+
+
+def slewed_ns(before: Reading, after: Reading) -> int:
+    """By how much a time daemon has moved CLOCK_MONOTONIC between two readings."""
+    return abs((after.steady_ns - before.steady_ns) - (after.raw_ns - before.raw_ns))
+
+
+def wander_ns(before: Reading, after: Reading) -> int:
+    """How far CLOCK_MONOTONIC may have drifted from another host's between two readings: the oscillator's worth, and what
+    a time daemon has slewed."""
+    return int(abs(after.raw_ns - before.raw_ns) * DRIFT) + slewed_ns(before, after)
 
 
 class Clock(t.NamedTuple):
-    """This host's clock. ``here = rendezvous + offset_ns``, give or take `bound_ns`."""
+    """This host's clock. ``wall clock here = rendezvous + offset_ns``, give or take `bound_ns`, at the reading that the
+    last three fields are."""
 
     source: str
     offset_ns: int
     bound_ns: int
     rtt_ns: t.Optional[int] = None
     note: t.Optional[str] = None
+    #: By how much the wall clock was stepped since the first measurement for this T, which does not move with it.
+    stepped_ns: int = 0
+    #: How far this clock has drifted since an earlier measurement beyond what both bounds explain.
+    drifted_ns: int = 0
+    wall_ns: int = 0
+    steady_ns: int = 0
+    raw_ns: int = 0
 
-    def to_local(self, rendezvous_ns: int) -> int:
-        """An instant said in the rendezvous' time, on this host's clock."""
-        return rendezvous_ns + self.offset_ns
+    @property
+    def reading(self) -> Reading:
+        return Reading(self.wall_ns, self.steady_ns, self.raw_ns)
+
+    @property
+    def steady_offset_ns(self) -> int:
+        """CLOCK_MONOTONIC here less the rendezvous' clock."""
+        return self.offset_ns - (self.wall_ns - self.steady_ns)
+
+    def to_steady(self, rendezvous_ns: int) -> int:
+        """An instant of the rendezvous' clock, on this host's CLOCK_MONOTONIC."""
+        return rendezvous_ns + self.steady_offset_ns
+
+    def to_rendezvous(self, steady_ns: int) -> int:
+        """An instant of this host's CLOCK_MONOTONIC, on the rendezvous' clock."""
+        return steady_ns - self.steady_offset_ns
+
+    def bound_at(self, now: Reading) -> int:
+        """The bound at a later reading."""
+        return self.bound_ns + wander_ns(self.reading, now)
+
+    def at_start(self, now: Reading) -> Clock:
+        """How well T was known when it had come."""
+        return self._replace(bound_ns=self.bound_at(now), stepped_ns=self._stepped_by(now))
+
+    def renewed(self, found: Clock) -> Clock:
+        """The better of this measurement and a later one for the same T."""
+        better = found.bound_ns <= self.bound_at(found.reading)
+        return found._replace(stepped_ns=self._stepped_by(found.reading)) if better else self
+
+    def _stepped_by(self, now: Reading) -> int:
+        return self.stepped_ns + stepped_ns(self.reading, now)
+
+    def since(self, before: Clock) -> Clock:
+        """This measurement with what it says of the time since `before`."""
+        moved = self.steady_offset_ns - before.steady_offset_ns
+        explained = before.bound_ns + self.bound_ns + wander_ns(before.reading, self.reading)
+        return self._replace(drifted_ns=moved if abs(moved) > explained else 0)
 
     def to_json(self) -> t.Dict[str, t.Any]:
         return dict(self._asdict())
@@ -44,13 +136,14 @@ class Clock(t.NamedTuple):
 def parse_tracking(text: str) -> t.Optional[Clock]:
     """The answer of `CHRONY_COMMAND`, or None when chrony is not there, or does not follow a reference.
 
-    Fields: reference id, address, stratum, reference time, system time offset, last offset, RMS offset, frequency,
-    residual frequency, skew, root delay, root dispersion, update interval, leap status; seconds throughout.
+    Fields: reference id, address or name of the reference, stratum, reference time, system time offset, last offset, RMS
+    offset, frequency, residual frequency, skew, root delay, root dispersion, update interval, leap status; seconds
+    throughout. The bound is against UTC.
     """
     fields = text.strip().split(",")
     if len(fields) < 14:
         return None
-    reference, stratum, leap = fields[0], fields[2], fields[-1].strip()
+    reference, name, stratum, leap = fields[0], fields[1], fields[2], fields[-1].strip()
     if leap == "Not synchronised" or reference in ("", "00000000") or stratum == "0":
         return None
     if reference == "7F7F0101":  # chrony's "local": it follows its own clock, which proves nothing
@@ -62,51 +155,58 @@ def parse_tracking(text: str) -> t.Optional[Clock]:
     bound = abs(offset) + abs(root_dispersion) + abs(root_delay) / 2
     if not bound < 1e9:  # also catches NaN
         return None
-    return Clock("chrony", 0, int(bound * 1e9) + 1)
+    # A reference clock has a name where a server has its address: PHC0, or what the configuration calls it.
+    return Clock("phc" if name.startswith(("PHC", "PTP")) else "ntp", 0, int(bound * 1e9) + 1)
 
 
 class Estimate:
-    """The offset to the rendezvous by the exchange with the smallest round trip."""
+    """The distance to the rendezvous by the exchange that says most. `begin`: the clocks before the first one."""
 
-    def __init__(self) -> None:
+    def __init__(self, begin: Reading) -> None:
         self.samples = 0
-        self._best: t.Optional[t.Tuple[int, int]] = None
+        self._begin = begin
+        self._kept: t.List[t.Tuple[int, int, int]] = []
 
     def add(self, sent_ns: int, came_ns: int, went_ns: int, back_ns: int) -> None:
-        """One exchange: sent and back on this host's clock, came and went on the rendezvous'."""
+        """One exchange: sent and back on this host's CLOCK_MONOTONIC, came and went on the rendezvous' clock."""
         round_trip = (back_ns - sent_ns) - (went_ns - came_ns)
         self.samples += 1
         if round_trip < 0 or went_ns < came_ns:
-            return  # a clock was stepped in the middle of it
-        offset = ((sent_ns - came_ns) + (back_ns - went_ns)) // 2
-        if self._best is None or round_trip < self._best[0]:
-            self._best = (round_trip, offset)
+            return  # the rendezvous was restarted in the middle of it, or makes its times up
+        self._kept.append((round_trip, ((sent_ns - came_ns) + (back_ns - went_ns)) // 2, back_ns))
 
-    @property
-    def clock(self) -> t.Optional[Clock]:
-        if self._best is None:
+    def clock(self, now: Reading) -> t.Optional[Clock]:
+        """What the exchanges say, as of `now`. They grow old, as in the clock filter of RFC 5905, section 10."""
+        if not self._kept:
             return None
-        round_trip, offset = self._best
-        return Clock("rendezvous", offset, round_trip // 2 + 1, round_trip)
+
+        slewed = slewed_ns(self._begin, now)
+
+        def bound(sample: t.Tuple[int, int, int]) -> int:
+            return sample[0] // 2 + 1 + int(abs(now.steady_ns - sample[2]) * DRIFT) + slewed
+
+        best = min(self._kept, key=bound)
+        offset = best[1] + now.wall_ns - now.steady_ns
+        return Clock("rendezvous", offset, bound(best), best[0])._replace(**now._asdict())
 
 
 def choose(
     own: t.Optional[Clock], reference_bound_ns: t.Optional[int], estimate: t.Optional[Clock]
 ) -> t.Optional[Clock]:
-    """The better of two ways to know the time, or None when there is none.
+    """The better of two ways to know the rendezvous' time, or None when there is none.
 
     `own` is this host's disciplined clock; `reference_bound_ns` the bound of the rendezvous' disciplined clock, None
     when it is not disciplined: T is said on that clock, so then only the measured offset helps.
     """
     if own is None or reference_bound_ns is None:
         return estimate
+    together = own._replace(bound_ns=own.bound_ns + reference_bound_ns)
     if estimate is None:
-        return own
-    allowed = own.bound_ns + reference_bound_ns + estimate.bound_ns
-    if abs(estimate.offset_ns) > allowed:
-        claim, found = own.bound_ns / 1e9, estimate.offset_ns / 1e9
+        return together
+    if abs(estimate.offset_ns) > together.bound_ns + estimate.bound_ns:
+        claim, found = together.bound_ns / 1e9, estimate.offset_ns / 1e9
         note = f"{own.source} claims an error below {claim:.6f} s, but the rendezvous' clock is {found:.6f} s away"
         return estimate._replace(note=note)
-    if estimate.bound_ns < own.bound_ns:
+    if estimate.bound_ns < together.bound_ns:
         return estimate  # a short path to the rendezvous tells more than a far reference clock
-    return own._replace(rtt_ns=estimate.rtt_ns)
+    return together._replace(rtt_ns=estimate.rtt_ns)

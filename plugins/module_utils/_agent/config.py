@@ -27,6 +27,7 @@ _SHAPE = wire.record(
     state_directory=wire.maybe(wire.text(4096)),
     runtime_directory=wire.maybe(wire.text(4096)),
     imds=wire.maybe(wire.text(1024)),
+    shared=wire.maybe(wire.flag),
 )
 
 
@@ -51,11 +52,18 @@ class Config(t.NamedTuple):
     runtime_directory: str = "/run/startline"
     #: Address of the instance metadata service, null where there is none.
     imds: t.Optional[str] = None
+    #: Others work on this host too: a port that is taken during a trial need not be the trial's.
+    shared: bool = False
 
     @property
     def socket(self) -> str:
         """The control socket of the rendezvous."""
         return os.path.join(self.runtime_directory, "rendezvous.sock")
+
+    @property
+    def wait_socket(self) -> str:
+        """The socket of the agent at which a trial's programs wait."""
+        return os.path.join(self.runtime_directory, "agent.sock")
 
 
 def load(path: str) -> Config:

@@ -3,8 +3,8 @@
 
 PRIVATE to the collection. Two processes, both forked long before T:
 
-* the *child* has everything ready, reads T from a pipe, sleeps to it on CLOCK_REALTIME, notes the time, and execs the
-  shell;
+* the *child* has everything ready, reads T from a pipe, sleeps to it on CLOCK_MONOTONIC, which a step of the wall clock
+  does not move, notes the time, and execs the shell;
 * the *supervisor* above it lives in a session of its own and outlives the agent. It collects orphans
   (PR_SET_CHILD_SUBREAPER), ends the whole tree when time is over, when the command has ended but left something
   running, or on SIGTERM, and writes what happened into the spool, each file whole or not at all.
@@ -32,6 +32,7 @@ import struct
 import time
 import typing as t
 
+from . import clock, ports
 from .log import log
 from .wire import STOP_GRACE
 
@@ -45,7 +46,7 @@ DETAIL = 300
 _PR_SET_PDEATHSIG, _PR_SET_TIMERSLACK, _PR_SET_CHILD_SUBREAPER = 1, 29, 36
 _TIMER_ABSTIME = 1
 
-# What the child tells the supervisor, ns of CLOCK_REALTIME: T is known; the command is started; or _WRONG and a text.
+# What the child tells the supervisor, ns of CLOCK_MONOTONIC: T is known; the command is started; or _WRONG and a text.
 _KNOWN = struct.Struct("!cqq")  # b"T", T, when it was read
 _FIRED = struct.Struct("!cq")  # b"F", when the command was started
 _WRONG = b"!"
@@ -65,6 +66,8 @@ class Program(t.NamedTuple):
     uid: t.Optional[int] = None
     gid: t.Optional[int] = None
     groups: t.Sequence[int] = ()
+    #: Nothing but the command takes ports on this host meanwhile.
+    alone: bool = True
 
 
 class Handle(t.NamedTuple):
@@ -97,7 +100,7 @@ def arm(spool: str, program: Program) -> Handle:
 
 
 def fire(handle: Handle, start_ns: int) -> None:
-    """Give T (ns, this host's CLOCK_REALTIME) to a launcher. From here on it needs nobody."""
+    """Give T (ns, this host's CLOCK_MONOTONIC) to a launcher. From here on it needs nobody."""
     os.write(handle.go, struct.pack("!q", start_ns))
     os.close(handle.go)
 
@@ -171,17 +174,14 @@ def close_all_but(keep: t.Iterable[int]) -> None:
 
 
 def sleep_until(start_ns: int) -> None:
-    """Sleep until CLOCK_REALTIME reads `start_ns`, also when the clock is stepped meanwhile."""
+    """Sleep until CLOCK_MONOTONIC reads `start_ns`."""
     spec = _Timespec(start_ns // 10**9, start_ns % 10**9)
     while True:
         try:
-            failed = _LIBC.clock_nanosleep(time.CLOCK_REALTIME, _TIMER_ABSTIME, ctypes.byref(spec), None)
+            failed = _LIBC.clock_nanosleep(time.CLOCK_MONOTONIC, _TIMER_ABSTIME, ctypes.byref(spec), None)
         except AttributeError:  # a C library without it
-            left = start_ns - time.clock_gettime_ns(time.CLOCK_REALTIME)
-            if left <= 0:
-                return
-            time.sleep(min(left / 1e9, 1.0))  # short, so that a step of the clock is noticed
-            continue
+            time.sleep(max(0, start_ns - time.monotonic_ns()) / 1e9)
+            return
         if failed != errno.EINTR:
             return
 
@@ -211,23 +211,25 @@ def _supervise(spool: str, program: Program, go: int) -> None:
     # Read and write: opening never blocks, and writing never raises, whether or not an agent listens.
     events = os.open(os.path.join(spool, "events"), os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
     _prctl(_PR_SET_CHILD_SUBREAPER, 1)
+    taken = frozenset(ports.taken()) if program.alone else None
+    group = _Cgroup.create(f"trial-{os.getpid()}")
     told, tell = os.pipe()
     child = os.fork()
     if not child:
-        _be_child(spool, program, go, tell, events)
+        _be_child(spool, program, go, tell, events, group)
     os.close(go)
     os.close(tell)
-    group = _Cgroup.create(f"trial-{os.getpid()}", child)
     try:
-        _watch(spool, program, child, told, events, group)
+        _watch(spool, program, child, told, events, group, taken)
     finally:
         group.remove()
 
 
-def _be_child(spool: str, program: Program, go: int, tell: int, events: int) -> t.NoReturn:
+def _be_child(spool: str, program: Program, go: int, tell: int, events: int, group: _Cgroup) -> t.NoReturn:
     """The life of the child until it is the command. Whatever fails is told through `tell`, which exec closes."""
     try:
         os.setsid()
+        group.enter()
         flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC
         null = os.open("/dev/null", os.O_RDONLY)
         out = os.open(os.path.join(spool, "stdout"), flags, 0o644)
@@ -254,14 +256,14 @@ def _be_child(spool: str, program: Program, go: int, tell: int, events: int) -> 
         packed = os.read(go, 8)
         if len(packed) < 8:
             os._exit(0)
-        noticed_ns = time.clock_gettime_ns(time.CLOCK_REALTIME)
+        noticed_ns = time.monotonic_ns()
         start_ns = struct.unpack("!q", packed)[0]
         os.write(tell, _KNOWN.pack(b"T", start_ns, noticed_ns))
         for number in (signal.SIGCHLD, signal.SIGTERM, signal.SIGPIPE, signal.SIGXFSZ):
             signal.signal(number, signal.SIG_DFL)
         signal.pthread_sigmask(signal.SIG_SETMASK, ())
         sleep_until(start_ns)
-        fired_ns = time.clock_gettime_ns(time.CLOCK_REALTIME)
+        fired_ns = time.monotonic_ns()
         os.write(tell, _FIRED.pack(b"F", fired_ns))
         _prctl(_PR_SET_TIMERSLACK, 0)
         os.execve(arguments[0], arguments, program.environment)  # noqa: S606  the shell is what we start
@@ -272,8 +274,17 @@ def _be_child(spool: str, program: Program, go: int, tell: int, events: int) -> 
         os._exit(127)
 
 
-def _watch(spool: str, program: Program, child: int, told: int, events: int, group: _Cgroup) -> None:
-    """From T to the end of everything that the command has started."""
+def _watch(
+    spool: str,
+    program: Program,
+    child: int,
+    told: int,
+    events: int,
+    group: _Cgroup,
+    taken: t.Optional[t.FrozenSet[ports.Key]],
+) -> None:
+    """From T to the end of everything that the command has started. `taken`: the ports that were taken before, None if
+    that says nothing."""
     known = os.read(told, _KNOWN.size)
     if len(known) < _KNOWN.size or known[:1] == _WRONG:
         # Released without T, or the child could not get ready.
@@ -296,16 +307,16 @@ def _watch(spool: str, program: Program, child: int, told: int, events: int, gro
         _end_tree(group, 0.0)
         return
     fired_ns = _FIRED.unpack(told_all)[1]
-    # Both clocks, read together: their distance tells later whether the clock was stepped under the command.
-    base_ns = _wall_over_monotonic()
+    # How the clocks stand tells later whether one was stepped before T, or under the command.
+    begin = clock.read()
     # SIGCHLD may be taken already: look before anything slow, for the end's time is when it is seen.
     seen = _ended(child)
-    write_record(spool, "fired.json", {"start_ns": start_ns, "noticed_ns": noticed_ns, "fired_ns": fired_ns})
+    write_record(spool, "fired.json", {"noticed_ns": noticed_ns, "fired_ns": fired_ns, "reading": begin})
     os.write(events, b"f")
-    started = (fired_ns - base_ns) / 1e9
+    started = fired_ns / 1e9
     status, ended, timed_out, stopped = _wait_for(child, started + program.timeout, stopped, group)
     ended = seen or ended
-    stepped_ns = _wall_over_monotonic() - base_ns
+    stepped_ns = clock.stepped_ns(begin, clock.read())
     leftovers = _end_tree(group, STOP_GRACE)
     code = os.WEXITSTATUS(status) if os.WIFEXITED(status) else None
     number = os.WTERMSIG(status) if os.WIFSIGNALED(status) else None
@@ -317,18 +328,15 @@ def _watch(spool: str, program: Program, child: int, told: int, events: int, gro
             "signal": number,
             "timed_out": timed_out,
             "stopped": stopped,
-            "at_ns": int(ended * 1e9) + base_ns,
+            "at_ns": int(ended * 1e9),
             "duration_ns": max(0, int((ended - started) * 1e9)),
             "leftovers": 0 if timed_out or stopped else leftovers,
+            "remaining": [{"pid": pid, "command": ports.name_of(pid)} for pid in _tree(group)],
+            "ports": [] if taken is None else ports.new_since(taken),
             "stepped_ns": stepped_ns,
             "detail": _last_words(spool) if code or number else None,
         },
     )
-
-
-def _wall_over_monotonic() -> int:
-    """CLOCK_REALTIME less CLOCK_MONOTONIC (ns): changes when the clock is stepped, or slewed."""
-    return time.clock_gettime_ns(time.CLOCK_REALTIME) - time.monotonic_ns()
 
 
 def _ended(child: int) -> t.Optional[float]:
@@ -336,18 +344,18 @@ def _ended(child: int) -> t.Optional[float]:
     return time.monotonic() if os.waitid(os.P_PID, child, os.WEXITED | os.WNOWAIT | os.WNOHANG) else None
 
 
-def _wait_until(wall_ns: int, child: int) -> bool:
-    """Wait until `wall_ns` on CLOCK_REALTIME, or the child's end. True if SIGTERM came; then a child that was not yet the
+def _wait_until(steady_ns: int, child: int) -> bool:
+    """Wait until `steady_ns` on CLOCK_MONOTONIC, or the child's end. True if SIGTERM came; then a child that was not yet the
     command has been killed."""
     while True:
-        left = (wall_ns - time.clock_gettime_ns(time.CLOCK_REALTIME)) / 1e9
+        left = (steady_ns - time.monotonic_ns()) / 1e9
         if left <= 0:
             return False
-        caught = signal.sigtimedwait({signal.SIGTERM, signal.SIGCHLD}, min(left, 1.0))
+        caught = signal.sigtimedwait({signal.SIGTERM, signal.SIGCHLD}, left)
         if caught is not None and caught.si_signo == signal.SIGCHLD:
             return False
         if caught is not None:
-            if wall_ns - time.clock_gettime_ns(time.CLOCK_REALTIME) > QUIET * 1e9:
+            if steady_ns - time.monotonic_ns() > QUIET * 1e9:
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(child, signal.SIGKILL)
             return True
@@ -412,8 +420,8 @@ def _reaped_all() -> bool:
 
 def _signal_tree(number: int, group: _Cgroup) -> None:
     """Send a signal to every process below this one."""
-    if number == signal.SIGKILL and group.kill():
-        return
+    if number == signal.SIGKILL:
+        group.kill()
     for pid in _tree(group):
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, number)
@@ -456,8 +464,8 @@ class _Cgroup:
         self._path = path
 
     @classmethod
-    def create(cls, name: str, child: int) -> _Cgroup:
-        """Make one and put `child` into it, before it has children; or do without."""
+    def create(cls, name: str) -> _Cgroup:
+        """Make one; or do without, where there is no cgroup of version 2 that is ours to divide."""
         try:
             with open("/proc/self/cgroup", encoding="ascii") as stream:
                 own = next(line.strip()[3:] for line in stream if line.startswith("0::"))
@@ -470,14 +478,14 @@ class _Cgroup:
             os.mkdir(path)
         except (OSError, StopIteration):
             return cls(None)
-        group = cls(path)
-        try:
-            with open(path + "/cgroup.procs", "w", encoding="ascii") as stream:
-                stream.write(str(child))
-        except OSError:
-            group.remove()
-            return cls(None)
-        return group
+        return cls(path)
+
+    def enter(self) -> None:
+        """Put this process into it, before it has children. Where that fails, being a subreaper has to do."""
+        if self._path is not None:
+            with contextlib.suppress(OSError):
+                with open(self._path + "/cgroup.procs", "w", encoding="ascii") as stream:
+                    stream.write("0")
 
     def processes(self) -> t.List[int]:
         if self._path is None:
@@ -488,16 +496,12 @@ class _Cgroup:
         except (OSError, ValueError):
             return []
 
-    def kill(self) -> bool:
-        """SIGKILL to all of it at once (Linux 5.14)."""
-        if self._path is None:
-            return False
-        try:
-            with open(self._path + "/cgroup.kill", "w", encoding="ascii") as stream:
-                stream.write("1")
-        except OSError:
-            return False
-        return True
+    def kill(self) -> None:
+        """SIGKILL to all of it at once, where the kernel can (Linux 5.14)."""
+        if self._path is not None:
+            with contextlib.suppress(OSError):
+                with open(self._path + "/cgroup.kill", "w", encoding="ascii") as stream:
+                    stream.write("1")
 
     def remove(self) -> None:
         if self._path is not None:

@@ -10,9 +10,12 @@ from __future__ import annotations
 
 import typing as t
 
+from .clock import Clock, Reading
 from .wire import STATES, Epoch
 
 # ---- events ----------------------------------------------------------------------------------------------------------
+
+# Times are this host's CLOCK_MONOTONIC (ns), unless they say otherwise.
 
 
 class Prepared(t.NamedTuple):
@@ -22,9 +25,9 @@ class Prepared(t.NamedTuple):
 
 
 class Measured(t.NamedTuple):
-    """How well the time is known (`clock.Clock` as JSON), at `now_ns` on this host's clock."""
+    """How well the time is known at `now_ns`; None after a trial when it cannot be found out any more."""
 
-    clock: t.Dict[str, t.Any]
+    clock: t.Optional[Clock]
     now_ns: int
 
 
@@ -35,24 +38,23 @@ class Ready(t.NamedTuple):
 
 
 class StartSaid(t.NamedTuple):
-    """The rendezvous says T (its own clock). `here_ns` and `latest_here_ns` are T and the last moment on this host's
-    clock."""
+    """The rendezvous says T and the last moment for it, both on its own clock, at `now_ns`."""
 
-    here_ns: int
-    latest_here_ns: int
+    start_ns: int
+    latest_ns: int
     now_ns: int
 
 
 class Fired(t.NamedTuple):
-    """The command was started; ns on this host's clock."""
+    """T was known at `noticed_ns`, the command started at `fired_ns`, and then the clocks stood as in `reading`."""
 
-    start_ns: int
     noticed_ns: int
     fired_ns: int
+    reading: Reading
 
 
 class Exited(t.NamedTuple):
-    """The command and all that it had started is over. `exit` has the shape of `wire.EXIT`."""
+    """The command and all that it had started is over. `exit` has the shape of `wire.EXIT`, but for its time."""
 
     exit: t.Dict[str, t.Any]
 
@@ -146,7 +148,7 @@ class Arm(t.NamedTuple):
 
 
 class Fire(t.NamedTuple):
-    """Give the launcher T (ns, this host's clock)."""
+    """Give the launcher T (ns, this host's CLOCK_MONOTONIC)."""
 
     start_ns: int
 
@@ -183,7 +185,7 @@ _ORDER = {state: position for position, state in enumerate(STATES)}
 
 
 class Trial:
-    """What this host knows and does of one trial."""
+    """What this host knows and does of one trial. Its times are on the rendezvous' clock."""
 
     def __init__(self, epoch: Epoch, duty: t.Dict[str, t.Any]) -> None:
         self.epoch = epoch
@@ -192,13 +194,15 @@ class Trial:
         self.failed: t.Optional[str] = None
         self.clock: t.Optional[t.Dict[str, t.Any]] = None
         self.armed_ns: t.Optional[int] = None
-        self.start_ns: t.Optional[int] = None  # T on this host's clock, once it was accepted
+        self.clock_after: t.Optional[t.Dict[str, t.Any]] = None
+        self.start_ns: t.Optional[int] = None  # T, once it was accepted
         self.fired: t.Dict[str, int] = {}
         self.exit: t.Optional[t.Dict[str, t.Any]] = None
         self.files: t.Optional[t.List[t.Dict[str, t.Any]]] = None
         self.settled = False
         self._ready = False
         self._busy = False  # collecting or uploading
+        self._compared = False  # the clock was measured again after the command's end, or cannot be
 
     # -- the record --
 
@@ -209,6 +213,7 @@ class Trial:
             "state": self.state,
             "failed": self.failed,
             "clock": self.clock,
+            "clock_after": self.clock_after,
             "armed_ns": self.armed_ns,
             "start_ns": self.start_ns,
             "fired": self.fired,
@@ -221,8 +226,20 @@ class Trial:
     def from_json(cls, record: t.Mapping[str, t.Any]) -> Trial:
         """The trial as an agent before this one has left it."""
         trial = cls(Epoch(**record["epoch"]), record["duty"])
-        for name in ("state", "failed", "clock", "armed_ns", "start_ns", "fired", "exit", "files", "settled"):
+        for name in (
+            "state",
+            "failed",
+            "clock",
+            "clock_after",
+            "armed_ns",
+            "start_ns",
+            "fired",
+            "exit",
+            "files",
+            "settled",
+        ):
             setattr(trial, name, record[name])
+        trial._compared = trial.settled or trial.files is not None or trial.clock_after is not None
         return trial
 
     def report(self) -> t.Dict[str, t.Any]:
@@ -232,6 +249,7 @@ class Trial:
             "state": self.state,
             "failed": self.failed,
             "clock": self.clock,
+            "clock_after": self.clock_after,
             "armed_ns": self.armed_ns,
             "start_ns": self.start_ns,
             "noticed_ns": self.fired.get("noticed_ns"),
@@ -252,6 +270,21 @@ class Trial:
     def over(self) -> bool:
         """Nothing of the command runs, and none will."""
         return self.failed is not None or self.reached("exited")
+
+    @property
+    def waits_for_clock(self) -> bool:
+        """A measurement of the clock is awaited: before T, or after the end."""
+        return not self._compared if self.reached("exited") else self.clock is None and not self.over
+
+    @property
+    def waits_for_others(self) -> bool:
+        """Armed, and T is not said yet: the measured clock grows old."""
+        return self.state == "armed" and not self.committed and not self.over
+
+    @property
+    def _known(self) -> Clock:
+        """The clock as it was measured for T; one that agrees with the rendezvous' if it never was."""
+        return Clock(**self.clock) if self.clock is not None else Clock("none", 0, 0)
 
     # -- events --
 
@@ -288,9 +321,18 @@ class Trial:
         return [Arm(), Measure()]
 
     def _on_Measured(self, event: Measured) -> t.List[Action]:
-        if self.clock is not None or self.over:
+        found = event.clock
+        if self.reached("exited"):
+            if self._compared:
+                return []
+            self._compared = True
+            if found is not None:
+                self.clock_after = found.since(self._known).to_json()
+            return [Save(), Say(), *self._deliver()]
+        if found is None or self.over or self.committed:
             return []
-        self.clock = event.clock
+        # A wait for others is a long time for a clock: it may have been measured before.
+        self.clock = (found if self.clock is None else self._known.renewed(found)).to_json()
         return self._maybe_armed(event.now_ns)
 
     def _on_Ready(self, event: Ready) -> t.List[Action]:
@@ -300,7 +342,7 @@ class Trial:
     def _maybe_armed(self, now_ns: int) -> t.List[Action]:
         if not self._ready or self.clock is None or self.state != "prepared" or self.over:
             return []
-        self.state, self.armed_ns = "armed", now_ns
+        self.state, self.armed_ns = "armed", self._known.to_rendezvous(now_ns)
         return [Save(), Say()]
 
     def _on_StartSaid(self, event: StartSaid) -> t.List[Action]:
@@ -308,22 +350,28 @@ class Trial:
             return [Say()]
         if self.state != "armed":
             return [*self._fail("was not armed when T was said"), Release()]
-        if event.now_ns > event.latest_here_ns:
-            late = (event.now_ns - event.here_ns) / 1e9
-            return [*self._fail(f"T had passed by {late:.3f} s when it was heard"), Release()]
-        self.start_ns = event.here_ns
-        return [Save(), Fire(event.here_ns)]
+        late_ns = self._known.to_rendezvous(event.now_ns) - event.start_ns
+        if late_ns > event.latest_ns - event.start_ns:
+            return [*self._fail(f"T had passed by {late_ns / 1e9:.3f} s when it was heard"), Release()]
+        self.start_ns = event.start_ns
+        return [Save(), Fire(self._known.to_steady(event.start_ns))]
 
     def _on_Fired(self, event: Fired) -> t.List[Action]:
         if self.reached("fired"):
             return []
-        self.state, self.fired = "fired", dict(event._asdict())
+        self.state = "fired"
+        known = self._known
+        self.fired = {
+            "noticed_ns": known.to_rendezvous(event.noticed_ns),
+            "fired_ns": known.to_rendezvous(event.fired_ns),
+        }
+        self.clock = known.at_start(event.reading).to_json()
         return [Save(), Say()]
 
     def _on_Exited(self, event: Exited) -> t.List[Action]:
         if self.reached("exited"):
             return []
-        self.state, self.exit = "exited", event.exit
+        self.state, self.exit = "exited", dict(event.exit, at_ns=self._known.to_rendezvous(event.exit["at_ns"]))
         return [Save(), Say(), *self._deliver()]
 
     def _on_LauncherGone(self, event: LauncherGone) -> t.List[Action]:
@@ -348,6 +396,8 @@ class Trial:
         """The next step of the delivery, from wherever it stands."""
         if self.settled or self._busy or not self.reached("exited"):
             return []
+        if not self._compared:
+            return [Measure()]  # now, while it still says something of the trial
         if self.files is None:
             self._busy = True
             return [Collect()]

@@ -23,7 +23,7 @@ import ssl
 import time
 import typing as t
 
-from . import barrier, clock, wire
+from . import barrier, clock, named, wire
 from .config import Config
 from .evidence import Store
 from .link import keep_alive
@@ -35,11 +35,20 @@ HELLO_LIMIT = 10.0
 REQUEST_LIMIT = 256 * 1024 * 1024
 #: Seconds between tries to store a result.
 STORE_AGAIN = 15.0
-#: How far the own clock may drift (s/s) since it was compared with its reference.
-DRIFT = 50e-6
+#: Seconds after which the time daemon is asked anew when a member measures its clock.
+COMPARE_AGAIN = 1.0
 
 _EVENTS = {
-    kind.__name__: kind for kind in (barrier.Connected, barrier.Lost, barrier.Reported, barrier.Abort, barrier.Tick)
+    kind.__name__: kind
+    for kind in (
+        barrier.Connected,
+        barrier.Lost,
+        barrier.Reported,
+        barrier.Abort,
+        barrier.Tick,
+        named.Waits,
+        named.Passed,
+    )
 }
 
 
@@ -91,7 +100,7 @@ class _Peer(asyncio.Protocol):
         self._limit = asyncio.get_event_loop().call_later(HELLO_LIMIT, self.drop, "no hello")
 
     def data_received(self, data: bytes) -> None:
-        came_ns = time.time_ns()
+        came_ns = self._rendezvous.time_ns()
         try:
             for line in self._lines.feed(data):
                 self._take(wire.check(wire.decode(line), wire.FROM_MEMBER), came_ns)
@@ -111,11 +120,15 @@ class _Peer(asyncio.Protocol):
         elif self.member is None:
             raise wire.WireError(f"{kind} before hello")
         elif kind == "ping":
-            self.send(wire.encode("pong", sent_ns=message["sent_ns"], came_ns=came_ns, went_ns=time.time_ns()))
+            bound = self._rendezvous.clock_bound()
+            sent_ns, went_ns = message["sent_ns"], self._rendezvous.time_ns()
+            self.send(wire.encode("pong", sent_ns=sent_ns, came_ns=came_ns, went_ns=went_ns, bound_ns=bound))
         elif kind == "report":
             self._rendezvous.reported(self, message)
         elif kind == "ask":
             self._rendezvous.asked(self, message)
+        else:
+            self._rendezvous.met(self, message)
 
     def _hello(self, message: wire.Message) -> None:
         run = self._rendezvous.config.run_id
@@ -184,7 +197,9 @@ class Rendezvous:
         self._peers: t.Dict[str, _Peer] = {}
         self._trials: t.Dict[wire.Epoch, _Trial] = {}
         self._steady_base = 0.0
-        self._reference: t.Optional[t.Tuple[float, clock.Clock]] = None
+        self._anchor = clock.read()
+        self._reference: t.Optional[clock.Clock] = None
+        self._compared = 0.0
         self._stores: t.Dict[t.Tuple[t.Any, ...], Store] = {}
         # One thread: signing is quick, and boto3 need not be thread-safe then.
         self._store_thread = concurrent.futures.ThreadPoolExecutor(1)
@@ -228,7 +243,11 @@ class Rendezvous:
         log("rendezvous stopped")
 
     def _now(self) -> barrier.Now:
-        return barrier.Now(self._steady_base + time.monotonic(), time.time_ns())
+        return barrier.Now(self._steady_base + time.monotonic(), self.time_ns())
+
+    def time_ns(self) -> int:
+        """The rendezvous' clock, which all times of its trials are said in: a step of the wall clock does not move it."""
+        return self._anchor.wall_ns - self._anchor.steady_ns + time.monotonic_ns()
 
     def _restore(self) -> None:
         """Read the journals of a rendezvous before us."""
@@ -294,6 +313,7 @@ class Rendezvous:
 
     async def _compare_clock(self) -> None:
         """Ask chrony how well this host knows the time."""
+        self._compared = time.monotonic()
         try:
             process = await asyncio.create_subprocess_exec(
                 *clock.CHRONY_COMMAND, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.DEVNULL
@@ -302,14 +322,22 @@ class Rendezvous:
         except (OSError, asyncio.TimeoutError):
             output = b""
         found = clock.parse_tracking(output.decode("ascii", "replace"))
-        self._reference = None if found is None else (time.monotonic(), found)
+        self._reference = found and found._replace(**clock.read()._asdict())
 
-    def _clock(self) -> t.Optional[t.Dict[str, t.Any]]:
+    def _clock(self) -> t.Optional[clock.Clock]:
+        """How well the rendezvous' clock agrees with UTC, as far as is known without asking."""
         if self._reference is None:
             return None
-        at, found = self._reference
-        age = time.monotonic() - at
-        return found._replace(bound_ns=found.bound_ns + int(age * DRIFT * 1e9)).to_json() if age < 3600 else None
+        now = clock.read()
+        away = abs(clock.stepped_ns(self._anchor, now))
+        return self._reference._replace(bound_ns=self._reference.bound_at(now) + away)
+
+    def clock_bound(self) -> t.Optional[int]:
+        """The bound of `_clock`, and it is asked anew for the next time."""
+        if time.monotonic() - self._compared > COMPARE_AGAIN:
+            self._spawn(self._compare_clock())
+        found = self._clock()
+        return found and found.bound_ns
 
     # -- agents --
 
@@ -344,6 +372,20 @@ class Rendezvous:
             log("report refused", member=member, epoch=epoch, reason="no such trial")
             return
         self._event(trial, barrier.Reported(member, epoch, message))
+
+    def met(self, peer: _Peer, message: wire.Message) -> None:
+        """A member has come to a named barrier, or has gone on from it."""
+        member, epoch = peer.member or "", message["epoch"]
+        trial = self._trials.get(epoch)
+        where = {"name": message["name"], "generation": message["generation"]}
+        if message["type"] == "passed":
+            if trial is not None:
+                late = {"late_ns": message["late_ns"], "bound_ns": message["bound_ns"]}
+                self._event(trial, named.Passed(member, **where, **late))
+        elif trial is None or trial.barrier is None or trial.barrier.phase == "settled":
+            peer.send(wire.encode("deny", epoch=epoch, reason="this trial is not under way", **where))
+        else:
+            self._event(trial, named.Waits(member, **where, timeout=message["timeout"]))
 
     def asked(self, peer: _Peer, message: wire.Message) -> None:
         """A member wants to upload: exactly its own files, below its own prefix."""
@@ -421,6 +463,12 @@ class Rendezvous:
                     line = wire.encode("prepare", epoch=trial.epoch, duty=self._duty(trial, action))
                 elif isinstance(action, barrier.Stop):
                     line = wire.encode("abort", epoch=trial.epoch, reason=action.reason[:4000])
+                elif isinstance(action, named.Release):
+                    where = {"name": action.name, "generation": action.generation}
+                    line = wire.encode("release", epoch=trial.epoch, at_ns=action.at_ns, **where)
+                elif isinstance(action, named.Deny):
+                    where = {"name": action.name, "generation": action.generation}
+                    line = wire.encode("deny", epoch=trial.epoch, reason=action.reason[:4000], **where)
                 elif isinstance(action, barrier.Settle):
                     line = wire.encode("settled", epoch=trial.epoch)
                 else:
@@ -430,7 +478,7 @@ class Rendezvous:
                     peer.send(line)
 
     def _duty(self, trial: _Trial, action: barrier.Prepare) -> t.Dict[str, t.Any]:
-        entry, submission = trial.names[action.member], trial.submission
+        entry, submission, reference = trial.names[action.member], trial.submission, self._clock()
         return {
             "rank": entry["rank"],
             "command": entry["command"],
@@ -441,8 +489,10 @@ class Rendezvous:
             "user": submission["user"],
             "timeout": submission["timeout"],
             "patience": action.patience,
+            "deadline": submission["deadline"],
             "upload": submission["evidence"] is not None,
-            "reference": self._clock(),
+            "reference": reference and reference.to_json(),
+            "max_clock_error": submission["max_clock_error"],
         }
 
     def _next_turn(self) -> None:
@@ -451,6 +501,7 @@ class Rendezvous:
             if trial.barrier is not None and not trial.ended.is_set():
                 return
             if trial.barrier is None:
+                self._anchor = clock.read()
                 now = self._now()
                 self._write(trial, {"now": now, "event": "Turn"})
                 trial.barrier = barrier.Barrier(trial.submission, now)
@@ -475,7 +526,8 @@ class Rendezvous:
         trial.storing = self._spawn(self._store_result(trial))
 
     async def _store_result(self, trial: _Trial) -> None:
-        if trial.submission["evidence"] is not None:
+        # What has formed anew is told by the trial.json of the attempt that came of it.
+        if trial.submission["evidence"] is not None and trial.result()["outcome"] != "reform":
             store = self._store(trial)
             while True:
                 body = json.dumps(trial.result(), indent=1, sort_keys=True).encode("ascii") + b"\n"
@@ -535,15 +587,16 @@ class Rendezvous:
             raise RequestError(f"this is the rendezvous of {self.config.run_id}, not of {epoch.run}")
         known = self._trials.get(epoch)
         if known is not None:
-            if known.submission != submission:
+            # The members of a trial that forms anew are what became of the attempt before: its epoch says all.
+            if known.submission != submission and not (known.submission["form"] and submission["form"]):
                 raise RequestError(
                     f"{epoch} was submitted before with other arguments: a new attempt needs a new number"
                 )
             log("attached", epoch=epoch)
             return known
-        names = [entry["name"] for entry in submission["members"]]
-        if not names or len(set(names)) != len(names):
-            raise RequestError(f"the members of {epoch} are not a set of names, or are none")
+        problem = barrier.seats_problem(submission)
+        if problem is not None:
+            raise RequestError(problem)
         newest = max((other.attempt for other in self._trials if other.trial == epoch.trial), default=0)
         if epoch.attempt < newest:
             raise RequestError(f"attempt {newest} of {epoch.trial} is known already: {epoch} is stale")
@@ -552,7 +605,7 @@ class Rendezvous:
         self._write(trial, {"submission": submission, "at": time.time()})
         if trial.file is not None:
             os.fdatasync(trial.file.fileno())
-        log("submitted", epoch=epoch, members=len(names))
+        log("submitted", epoch=epoch, members=len(trial.names))
         self._next_turn()
         return trial
 

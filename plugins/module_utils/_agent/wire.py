@@ -12,9 +12,11 @@ Messages, each of a trial carrying its epoch:
     ping     my time                          pong     my time when it came, my time when it went
     report   all I know of a trial            prepare  make ready, measure your clock, fork, say armed
     ask      may I upload these files         start    the instant T
-                                              abort    let go (before T), stop the command (after T)
-                                              grants   signed requests, one a file
+    wait     at a named barrier               abort    let go (before T), stop the command (after T)
+    passed   how punctual I went on           grants   signed requests, one a file
                                               settled  nothing more is wanted of this trial
+                                              release  the instant at which waiters go on
+                                              deny     why they wait in vain
                                               refuse   why not
 
 A report is the whole state, never a difference: it may be lost, repeated or come after a reconnect without harm.
@@ -192,6 +194,10 @@ REASON = text(4000)
 SHA256 = text(64, r"[0-9a-f]{64}")
 VARIABLE = text(256, r"[A-Za-z_][A-Za-z0-9_]*")
 
+#: A named barrier, and its how manyth use.
+NAME = text(128, r"[A-Za-z0-9][A-Za-z0-9._:-]*")
+GENERATION = integer(1, 10**6)
+
 _EPOCH = record(run=RUN, trial=TRIAL, attempt=integer(1, 10**6))
 
 CLOCK = record(
@@ -200,7 +206,11 @@ CLOCK = record(
     bound_ns=integer(0, 2**62),
     rtt_ns=maybe(integer(0, 2**62)),
     note=maybe(REASON),
+    stepped_ns=NANOSECONDS,
+    drifted_ns=NANOSECONDS,
 )
+#: A process is named by its id and its short name.
+_PROCESS = {"pid": maybe(integer(1, 2**31)), "command": maybe(text(256))}
 EXIT = record(
     code=maybe(integer(0, 255)),
     signal=maybe(integer(1, 255)),
@@ -208,7 +218,12 @@ EXIT = record(
     stopped=flag,
     at_ns=NANOSECONDS,
     duration_ns=integer(0, 2**62),
+    #: Processes that the command had left running, and were ended.
     leftovers=integer(0, 10**9),
+    #: Processes that could not be ended.
+    remaining=maybe(listing(record(**_PROCESS), 10**4)),
+    #: Ports that were not taken before the command, and are after all that it had started has ended.
+    ports=maybe(listing(record(protocol=choice("tcp", "udp"), port=integer(1, 65535), **_PROCESS), 2 * 65536)),
     stepped_ns=NANOSECONDS,
     detail=maybe(REASON),
 )
@@ -229,10 +244,14 @@ DUTY = record(
     timeout=number(0.001, 10**8),
     #: Seconds after which an agent that has heard nothing more lets go by itself.
     patience=number(0, 10**8),
+    #: How long a wait at a named barrier lasts unless it says something else.
+    deadline=number(0.001, 10**6),
     #: Whether there is somewhere to upload to; without it the files stay on the host.
     upload=flag,
-    #: How well the rendezvous knows the time: null when its clock is not disciplined.
+    #: How well the rendezvous knew the time when it said this: null when its clock is not disciplined.
     reference=maybe(CLOCK),
+    #: How well the clock has to be known: worth waiting for a time daemon that has just been started.
+    max_clock_error=number(0, 10**6),
 )
 
 FROM_MEMBER: t.Dict[str, Check] = {
@@ -243,6 +262,7 @@ FROM_MEMBER: t.Dict[str, Check] = {
         state=choice(*STATES[1:]),
         failed=maybe(REASON),
         clock=maybe(CLOCK),
+        clock_after=maybe(CLOCK),
         armed_ns=maybe(NANOSECONDS),
         start_ns=maybe(NANOSECONDS),
         noticed_ns=maybe(NANOSECONDS),
@@ -251,11 +271,19 @@ FROM_MEMBER: t.Dict[str, Check] = {
         files=maybe(FILES),
     ),
     "ask": record(epoch=_epoch, files=FILES),
+    "wait": record(epoch=_epoch, name=NAME, generation=GENERATION, timeout=number(0, 10**8)),
+    "passed": record(epoch=_epoch, name=NAME, generation=GENERATION, late_ns=NANOSECONDS, bound_ns=integer(0, 2**62)),
 }
 
 FROM_RENDEZVOUS: t.Dict[str, Check] = {
     "welcome": record(version=integer(0, 2**31)),
-    "pong": record(sent_ns=NANOSECONDS, came_ns=NANOSECONDS, went_ns=NANOSECONDS),
+    "pong": record(
+        sent_ns=NANOSECONDS,
+        came_ns=NANOSECONDS,
+        went_ns=NANOSECONDS,
+        #: How well the rendezvous knows the time: null when its clock is not disciplined.
+        bound_ns=maybe(integer(0, 2**62)),
+    ),
     "prepare": record(epoch=_epoch, duty=DUTY),
     "start": record(epoch=_epoch, start_ns=NANOSECONDS, latest_ns=NANOSECONDS),
     "abort": record(epoch=_epoch, reason=REASON),
@@ -267,8 +295,12 @@ FROM_RENDEZVOUS: t.Dict[str, Check] = {
         ),
     ),
     "settled": record(epoch=_epoch),
+    "release": record(epoch=_epoch, name=NAME, generation=GENERATION, at_ns=NANOSECONDS),
+    "deny": record(epoch=_epoch, name=NAME, generation=GENERATION, reason=REASON),
     "refuse": record(epoch=maybe(_epoch), reason=REASON),
 }
+
+_LEFT = listing(record(member=MEMBER, was=REASON), 100000)
 
 #: What a controller may submit: arguments of start_barrier.
 SUBMISSION = record(
@@ -290,7 +322,24 @@ SUBMISSION = record(
     deadline=number(0.001, 10**6),
     timeout=number(0.001, 10**8),
     delivery_deadline=number(0, 10**6),
-    policy=choice("all"),
+    #: Who may start: see `barrier.Seats`. Without it all members, and all are needed.
+    seats=maybe(
+        listing(
+            record(members=listing(MEMBER, 100000), seats=integer(1, 100000), least=integer(1, 100000)),
+            100000,
+        )
+    ),
+    #: Seconds that those who were meant to start have once the seats could be filled by others.
+    grace=number(0, 10**6),
+    #: End with the roster, instead of starting, when others than those who were meant have to start.
+    form=flag,
+    formed_from=maybe(
+        listing(
+            record(attempt=integer(1, 10**6), roster=listing(MEMBER, 100000), replaced=_LEFT, dropped=_LEFT),
+            100000,
+        )
+    ),
+    on_early_exit=choice("continue", "stop_on_failure", "stop"),
     max_clock_error=number(0, 10**6),
     on_clock_error=choice("mark", "refuse"),
     collect=listing(text(1024), 1000),

@@ -14,48 +14,57 @@ CIDR = IPv4Network("10.77.0.0/16")
 SUBNET = IPv4Network("10.77.1.0/24")
 
 
-def port(last: int, public: str | None = None, egress: bool = False) -> Port:
+def port(last: int, public: str | None = None, source: str | None = None) -> Port:
     return Port(
         instance=f"i-{last:02x}{0:015x}",
-        subnet="subnet-0123456789abcdef0",
+        vpc="vpc-0123456789abcdef0",
+        cidr=CIDR,
         network=SUBNET,
         address=SUBNET.network_address + last,
+        mac="02:00:00:00:00:01",
+        service=IPv4Address("198.18.9.0") + last,
         public=IPv4Address(public) if public else None,
-        egress=egress,
+        source=IPv4Address(source or public) if source or public else None,
     )
 
 
 def vpc(*ports: Port) -> Vpc:
-    return Vpc("vpc-0123456789abcdef0", CIDR, IPv4Network("198.19.255.4/31"), {p.instance: p for p in ports})
+    return Vpc("vpc-0123456789abcdef0", CIDR, IPv4Address("198.19.255.4"), frozenset(ports))
 
 
 def test_names_fit_an_interface_and_tell_hosts_apart() -> None:
-    names = {name for p in (port(4), port(5)) for name in (p.interface, p.bridge)} | {vpc().interface}
-    assert len(names) == 4
+    names = {port(4).interface, port(5).interface, vpc().interface}
+    assert len(names) == 3
     assert all(len(name) <= 15 for name in names)
 
 
-def test_a_host_knows_its_router_and_its_mac_follows_its_address() -> None:
+def test_a_host_knows_its_router() -> None:
     assert port(4).router == IPv4Address("10.77.1.1")
-    assert port(4).mac == "02:00:0a:4d:01:04"
 
 
 def test_rules_translate_public_addresses_both_ways() -> None:
-    rules = network.vpc_rules(vpc(port(5, "198.18.1.2"), port(4, "198.18.1.1")), [], 1400)
-    assert "elements = { 10.77.1.4 : 198.18.1.1, 10.77.1.5 : 198.18.1.2 }" in rules
-    assert "elements = { 198.18.1.1 : 10.77.1.4, 198.18.1.2 : 10.77.1.5 }" in rules
-    assert "maxseg size set 1360" in rules
+    rules = network.vpc_rules(vpc(port(5, "198.18.1.2"), port(4, "198.18.1.1")), [])
+    assert (
+        "map source { type ipv4_addr : ipv4_addr; elements = { 10.77.1.4 : 198.18.1.1, 10.77.1.5 : 198.18.1.2 }"
+        in rules
+    )
+    assert (
+        "map public { type ipv4_addr : ipv4_addr; elements = { 198.18.1.1 : 10.77.1.4, 198.18.1.2 : 10.77.1.5 }"
+        in rules
+    )
 
 
-def test_rules_let_out_who_has_an_address_or_a_gateway() -> None:
-    hosts = (port(4, "198.18.1.1"), port(5, egress=True), port(6))
-    rules = network.vpc_rules(vpc(*hosts), [IPv4Address("10.1.1.1")], 1500)
-    assert "set outward { type ipv4_addr; elements = { 10.77.1.4, 10.77.1.5 } }" in rules
-    assert "set services { type ipv4_addr; elements = { 10.1.1.1, 198.18.0.1 } }" in rules
+def test_hosts_behind_a_gateway_go_out_by_its_address_and_are_not_reached() -> None:
+    hosts = (port(4, source="198.18.1.7"), port(5, source="198.18.1.7"), port(6))
+    rules = network.vpc_rules(vpc(*hosts), [IPv4Address("10.1.1.1")])
+    assert "map public { type ipv4_addr : ipv4_addr;  }" in rules
+    assert "elements = { 10.77.1.4 : 198.18.1.7, 10.77.1.5 : 198.18.1.7 }" in rules
+    assert "ip daddr { 198.18.0.1, 10.1.1.1 } snat to ip saddr map @service" in rules
 
 
-def test_rules_of_a_vpc_without_hosts_have_no_elements() -> None:
-    assert "map out { type ipv4_addr : ipv4_addr;  }" in network.vpc_rules(vpc(), [], 1500)
+def test_the_machine_reaches_hosts_by_their_public_and_service_addresses() -> None:
+    outside = vpc(port(4, "198.18.1.1"), port(5, source="198.18.1.7")).outside
+    assert {str(address) for address in outside} == {"198.18.1.1", "198.18.9.4", "198.18.9.5"}
 
 
 @pytest.mark.parametrize(("before", "closed"), [(True, False), (False, True)])
@@ -74,13 +83,13 @@ def test_overlap_names_the_holder(cidr: str, holder: str | None) -> None:
     assert network.overlap(IPv4Network(cidr), taken) == holder
 
 
-def test_public_addresses_go_round_and_skip_the_used() -> None:
-    first = network.next_public(None, set())
+def test_outside_addresses_go_round_and_skip_the_used() -> None:
+    first = network.next_address(None, set())
     assert str(first) == "198.18.1.1"
-    assert str(network.next_public(first, {IPv4Address("198.18.1.2")})) == "198.18.1.3"
-    assert str(network.next_public(IPv4Address("198.18.1.254"), set())) == "198.18.2.1"
-    assert network.next_public(network.PUBLIC_LAST, {first}) == IPv4Address("198.18.1.2")
-    assert network.PUBLIC_LAST not in network.LINKS
+    assert str(network.next_address(first, {IPv4Address("198.18.1.2")})) == "198.18.1.3"
+    assert str(network.next_address(IPv4Address("198.18.1.254"), set())) == "198.18.2.1"
+    assert network.next_address(network.LAST, {first}) == IPv4Address("198.18.1.2")
+    assert network.LAST not in network.LINKS
 
 
 def test_no_public_address_left_is_said() -> None:
@@ -89,4 +98,4 @@ def test_no_public_address_left_is_said() -> None:
             return True
 
     with pytest.raises(network.CloudError, match="no public address"):
-        network.next_public(None, Everything())
+        network.next_address(None, Everything())

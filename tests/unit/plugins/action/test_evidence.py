@@ -103,7 +103,7 @@ def test_a_run_that_is_not_valid_is_a_result_and_no_failure(aws: dict[str, t.Any
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"bucket": "no-such-bucket"}, f"s3://no-such-bucket/{PREFIX} cannot be reached: .*NoSuchBucket"),
+        ({"bucket": "no-such-bucket"}, f"s3://no-such-bucket/{PREFIX}: .*NoSuchBucket"),
         ({"plan": None}, "state is attempts but all of the following are missing: plan"),
         ({"state": "lost"}, "value of state must be one of"),
         ({"state": "published", "files": {"report.html": "/no/such/file"}}, "cannot read /no/such/file"),

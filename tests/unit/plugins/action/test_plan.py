@@ -138,7 +138,7 @@ def test_all_problems_are_in_one_message_and_as_data(project: pathlib.Path) -> N
         "  experiments/demo.yml:3: artifacts[0].src: there is no file or directory wrok",
         "    src is relative to the experiment file.",
         "  -e set: groups.party.cuont: is not a key that means anything here",
-        "    Did you mean count? Known here: site, count, instance_type, image, volume_size, command, environment.",
+        "    Did you mean count? Known here: site, count, spares, instance_type, image, volume_size, command, environment.",
         "  -e set: repeats: must be at least 1, not 0",
         "    How often each point is measured.",
     ]

@@ -100,7 +100,7 @@ def test_check_mode_asks_nobody() -> None:
         ({"wait": "soon"}, "wait"),
         ({"deadline": "often"}, "deadline"),
         ({"deadline": -1}, "deadline is not in"),
-        ({"policy": "some"}, "policy"),
+        ({"on_early_exit": "panic"}, "on_early_exit"),
         ({"dedline": 1}, "dedline"),
         ({"members": [{"name": "a-0", "rank": 0}]}, "command"),
     ],

@@ -42,8 +42,7 @@ def call(name: str, *args: t.Any, **kwargs: t.Any) -> t.Any:
 
 def test_trials(plan: dict[str, t.Any]) -> None:
     attempts = {"r1": {"attempt": 2, "finished": False}, "r2": {"attempt": 1, "finished": True}}
-    found = call("trials", plan, hosts=HOSTS, run_id=RUN, bucket="b", attempts=attempts)
-    assert found == [_trial.compose_trial(plan, plan["trials"][0], HOSTS, run_id=RUN, attempt=2, bucket="b")]
+    assert call("trials", plan, attempts=attempts) == [{"trial_id": "r1", "attempt": 2}]
 
 
 def test_netem_rules(plan: dict[str, t.Any]) -> None:
@@ -71,8 +70,14 @@ def test_launches(plan: dict[str, t.Any]) -> None:
     assert found == _launch.launches(plan, RUN, "x", default_region="us-east-1", default_image=image)
 
 
+def test_needed(plan: dict[str, t.Any]) -> None:
+    assert call("needed", plan, []) == []
+    assert call("needed", plan, ["party-1"]) == ["party-1"]
+
+
 CALLS: dict[str, dict[str, t.Any]] = {
-    "trials": {"hosts": {}, "run_id": "x"},
+    "trials": {},
+    "needed": {"missing": []},
     "hosts_config": {"hosts": {}},
     "sites": {},
     "launches": {"run_id": "x", "expires": "y", "region": "us-east-1"},
@@ -89,7 +94,6 @@ def test_what_is_no_plan_is_refused(name: str, foreign: t.Any) -> None:
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("trials", "no address is known of party-0, party-1"),
         ("hosts_config", "no address is known of party-0, party-1"),
         ("sites", "names no region"),
         ("launches", "names no image"),
@@ -104,20 +108,19 @@ def test_through_a_playbook(tmp_path: pathlib.Path) -> None:
     """What a template yields is not a template: the command keeps the braces that the experiment asked for."""
     (tmp_path / "experiments").mkdir()
     (tmp_path / "experiments/demo.yml").write_text(TEXT, encoding="utf-8")
-    found = "plan.plan | startline.lab.trials(hosts=nodes, run_id=plan.run_id, bucket='b')"
+    found = "plan.plan | startline.lab.trials"
     play = [
         {
             "hosts": "localhost",
             "connection": "local",
             "gather_facts": False,
-            "vars": {"nodes": HOSTS},
             "tasks": [
                 {"startline.lab.plan": {"exp": "demo", "project_dir": str(tmp_path)}, "register": "plan"},
-                {"ansible.builtin.set_fact": {"composed": "{{ " + found + " }}"}},
-                {"ansible.builtin.assert": {"that": "item.run_id == plan.run_id"}, "loop": "{{ composed }}"},
+                {"ansible.builtin.set_fact": {"left": "{{ " + found + " }}"}},
+                {"ansible.builtin.assert": {"that": "item.attempt == 1"}, "loop": "{{ left }}"},
                 {
                     "ansible.builtin.copy": {
-                        "content": "{{ {'composed': composed, 'plan': plan.plan, 'run_dir': plan.run_dir} | to_json }}",
+                        "content": "{{ {'left': left, 'plan': plan.plan, 'run_dir': plan.run_dir} | to_json }}",
                         "dest": str(tmp_path / "out.json"),
                         "mode": "0600",
                     },
@@ -142,7 +145,11 @@ def test_through_a_playbook(tmp_path: pathlib.Path) -> None:
         output, _nothing = process.communicate(timeout=120)
     assert process.returncode == 0, output
     out = json.loads((tmp_path / "out.json").read_text(encoding="utf-8"))
-    commands = [[member["command"] for member in trial["members"]] for trial in out["composed"]]
+    composed = [
+        _trial.compose_trial(out["plan"], _trial.find(out["plan"], entry["trial_id"]), HOSTS, run_id=RUN)
+        for entry in out["left"]
+    ]
+    commands = [[member["command"] for member in trial["members"]] for trial in composed]
     assert commands == [["run 0 {{ rank }}", "run 1 {{ rank }}"]] * 2
     _plan.check_plan(out["plan"])
     record = json.loads((pathlib.Path(out["run_dir"]) / "run.json").read_text(encoding="utf-8"))

@@ -165,6 +165,8 @@ UNKNOWN_CLOCK = {"source": "chrony", "offset_s": 0.0, "bound_s": 0.2}
         (head(epoch=OTHER), "invalid", "trial.json is of another epoch"),
         (head(phase="running"), "invalid", "trial.json was written before the trial had settled"),
         (stranger, "invalid", "trial.json names members that the plan does not: party-9"),
+        (head(roster=["party-0", "party-1", "blockchain-0"]), "invalid", "2 of party started, and 3 are needed"),
+        (head(roster=None), "invalid", "0 of party started, and 3 are needed"),
         (absent, "invalid", "party-1 is not in trial.json"),
         (aborted, "invalid", "after 60 s not armed: party-2 (absent)"),
     ],
@@ -200,6 +202,31 @@ def test_a_clock_beyond_the_limit_is_refused_where_the_plan_says_so(tmp_path: pa
     objects = syn.run_objects(plan)
     row("party-0", clock=UNKNOWN_CLOCK)(objects)
     assert collect(tmp_path, objects, plan)["verdict"] == "invalid"
+
+
+def test_evidence_is_due_from_those_who_started(tmp_path: pathlib.Path) -> None:
+    plan = syn.plan()
+    for trial in plan["trials"]:
+        trial.update(least={"party": 2, "blockchain": 1}, spares=["party-3"])
+    plan["members"].append({"name": "party-3", "group": "party"})
+    objects = syn.run_objects(plan)
+    dropped = "party-1 was dropped (absent)"
+    for key in [key for key in objects if key.startswith(f"{FIRST}/party-1/")]:
+        del objects[key]
+    row("party-1", state="absent", role="dropped", exit_code=None, late_us=None, files=[])(objects)
+    head(roster=["party-0", "party-2", "blockchain-0"], verdict="degraded", reasons=[dropped])(objects)
+    run = collect(tmp_path, objects, plan)
+    trial = first(run)
+    assert (trial["verdict"], trial["reasons"]) == ("degraded", [dropped])
+    assert (trial["hosts"], trial["delivered"], trial["missing"]) == (3, 3, {})
+
+
+def test_who_was_stopped_by_an_early_exit_is_not_at_fault(tmp_path: pathlib.Path) -> None:
+    objects = syn.run_objects(PLAN)
+    row("party-1", exit_code=None, signal=15, stopped=True)(objects)
+    assert first(collect(tmp_path / "1", objects))["verdict"] == "invalid"
+    head(early_exit="party-0")(objects)
+    assert first(collect(tmp_path / "2", objects))["verdict"] == "valid"
 
 
 def test_an_aborted_trial_has_no_missing_logs(tmp_path: pathlib.Path) -> None:

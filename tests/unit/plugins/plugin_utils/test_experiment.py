@@ -70,6 +70,33 @@ def test_sizes(text: str, size: int) -> None:
     assert load(f"{MINIMAL}", f"groups.party.volume_size={text}").spec.groups["party"].volume_size == size
 
 
+@pytest.mark.parametrize(
+    ("barrier", "path", "message"),
+    [
+        ("{quorum: 0}", "barrier.quorum", "must be a number of hosts or a percentage, not 0"),
+        ("{quorum: 0.75}", "barrier.quorum", "must be a number of hosts or a percentage, not 0.75"),
+        ("{quorum: 120%}", "barrier.quorum", 'must be a number of hosts or a percentage, not "120%"'),
+        ("{quorum: {}}", "barrier.quorum", "names no group"),
+        ("{quorum: {party: some}}", "barrier.quorum", 'party must be a number of hosts or a percentage, not "some"'),
+        ("{quorum: {prty: 1}}", "barrier.quorum.prty", "prty is not a group"),
+        ("{on_early_exit: panic}", "barrier.on_early_exit", "must be continue or stop_on_failure or stop"),
+        ("{grace: 0}", "barrier.grace", "must be longer than 0"),
+    ],
+)
+def test_barriers_that_cannot_be(barrier: str, path: str, message: str) -> None:
+    found = only(f"{MINIMAL}barrier: {barrier}\n")
+    assert found.path == path
+    assert message in found.message
+    assert found.remedy
+
+
+def test_a_number_alone_is_of_one_group() -> None:
+    assert load(f"{MINIMAL}barrier: {{quorum: 1}}\n").spec.barrier.quorum == 1
+    found = only("groups: {party: {count: 2}, chain: {}}\ncommand: x\nbarrier: {quorum: 1}\n")
+    assert (found.path, found.message) == ("barrier.quorum", "1 of the hosts of 2 groups")
+    assert "{party: 1}" in found.remedy
+
+
 def test_environment_values_are_texts_as_the_file_shows_them() -> None:
     spec = load(MINIMAL + "environment: {A: 1, B: true, C: 0.5, D: on}\n").spec
     assert spec.environment == {"A": "1", "B": "true", "C": "0.5", "D": "on"}

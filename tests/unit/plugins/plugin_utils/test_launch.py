@@ -46,11 +46,6 @@ def test_each_group_is_one_launch(plan: dict[str, t.Any]) -> None:
         "instance_type": "t3a.medium",
         "volume_size": 20,
         "image": IMAGE,
-        "filters": {
-            "tag:startline:run": RUN,
-            "tag:startline:group": "party",
-            "instance-state-name": ["pending", "running", "stopping", "stopped"],
-        },
         "tags": {
             "startline:experiment": "demo",
             "startline:run": RUN,
@@ -60,6 +55,12 @@ def test_each_group_is_one_launch(plan: dict[str, t.Any]) -> None:
         },
     }
     assert (chain["region"], chain["count"], chain["image"]) == ("eu-central-1", 1, {"id": "ami-01234567"})
+
+
+def test_only_what_is_missing_is_launched(plan: dict[str, t.Any]) -> None:
+    missing = {"party": 2, "chain": 0}
+    (party,) = _launch.launches(plan, RUN, EXPIRES, missing=missing, default_region="eu-central-1", default_image=IMAGE)
+    assert (party["group"], party["count"]) == ("party", 2)
 
 
 def test_a_group_without_an_image_is_named(plan: dict[str, t.Any]) -> None:

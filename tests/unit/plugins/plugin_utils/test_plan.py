@@ -203,7 +203,13 @@ def test_the_plan_has_what_the_stages_read() -> None:
         {"src": "w/x", "dest": "x", "groups": ["party", "chain"]},
         {"src": "experiments/y.jar", "dest": "z", "groups": ["chain"]},
     ]
-    assert expanded["barrier"] == {"policy": "all", "deadline": 60, "max_clock_error": 0.05, "on_clock_error": "mark"}
+    assert expanded["barrier"] == {
+        "deadline": 60,
+        "grace": 10,
+        "on_early_exit": "continue",
+        "max_clock_error": 0.05,
+        "on_clock_error": "mark",
+    }
     assert json.loads(json.dumps(expanded)) == expanded
 
 
@@ -217,6 +223,48 @@ def test_the_plan_has_what_the_stages_read() -> None:
 )
 def test_the_rendezvous(groups: str, key: str, rendezvous: str) -> None:
     assert plan(f"groups: {{{groups}}}\ncommand: 'true'\n{key}\n")["rendezvous"] == rendezvous
+
+
+def test_quorum_and_spares_by_trial() -> None:
+    text = """
+groups: {party: {count: "{{ n }}", spares: 2}, chain: {}}
+parameters: {n: [3, 8]}
+command: run {{ n }}
+order: sequential
+barrier: {quorum: 75%, deadline: 10s}
+timeout: 20
+"""
+    expanded = plan(text)
+    small, large = expanded["trials"]
+    assert expanded["groups"]["party"]["count"] == 10
+    assert len(expanded["members"]) == 11
+    assert (small["spares"], small["least"]) == (["party-3", "party-4"], {"party": 3, "chain": 1})
+    assert (large["spares"], large["least"]) == (["party-8", "party-9"], {"party": 6, "chain": 1})
+    assert expanded["worst_case"] == 600 + 2 * (2 * 10 + 20 + 30)
+    shown = _plan.summary(expanded)
+    assert "4 hosts, 2 spare" in shown
+    assert "9 hosts, 2 spare, 7 at least" in shown
+
+
+@pytest.mark.parametrize(
+    ("quorum", "least"), [("66.7%", 3), ("1%", 1), ("100%", 4), ("{a: 2}", 2), ("{b: 1}", 4), ("{a: 50%}", 2)]
+)
+def test_how_few_may_start(quorum: str, least: int) -> None:
+    expanded = plan(f"groups: {{a: {{count: 4}}, b: {{}}}}\ncommand: x\nbarrier: {{quorum: {quorum}}}\n")
+    assert expanded["trials"][0]["least"]["a"] == least
+
+
+def test_a_quorum_that_a_point_cannot_meet() -> None:
+    text = "groups: {a: {count: '{{ n }}'}}\nparameters: {n: [2, 4]}\ncommand: x {{ n }}\nbarrier: {quorum: 3}\n"
+    with pytest.raises(ExperimentError, match=r"barrier\.quorum: 3 of a are more than it has at n=2: 2"):
+        plan(text)
+
+
+def test_a_template_that_fails_for_a_quorum_fails_in_the_plan() -> None:
+    text = "groups: {a: {count: 4}}\ncommand: x {{ hosts[3].address }}\n"
+    assert plan(text)["trials"]
+    with pytest.raises(ExperimentError, match="no element 3"):
+        plan(text + "barrier: {quorum: 3}\n")
 
 
 def test_expiry_leaves_room_for_the_worst_case() -> None:

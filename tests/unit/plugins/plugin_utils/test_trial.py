@@ -75,13 +75,117 @@ def test_the_arguments_of_start_barrier(plan: dict[str, t.Any]) -> None:
         "links": {"dkg": "/opt/startline/artifacts/dkg"},
         "deadline": 60,
         "timeout": 120,
-        "policy": "all",
+        "seats": [
+            {"members": ["party-0", "party-1"], "seats": 2, "least": 2},
+            {"members": ["chain-0"], "seats": 1, "least": 1},
+        ],
+        "grace": 10,
+        "form": True,
+        "formed_from": [],
+        "on_early_exit": "continue",
         "max_clock_error": 0.05,
         "on_clock_error": "mark",
         "collect": ["*.log"],
         "user": None,
         "evidence": {"bucket": "bucket", "prefix": f"demo/{RUN}", "region": "us-east-1", "endpoint_url": "http://s3"},
     }
+
+
+SEATS = """
+groups:
+  party: {count: 3, spares: 1, command: "p {{ rank }}/{{ size }}"}
+  chain: {command: "c {{ rank }}"}
+rendezvous: chain
+command: x
+barrier: {quorum: {party: 2}, grace: 2s, on_early_exit: stop}
+"""
+SEAT_HOSTS = {**{f"party-{i}": {"address": f"10.0.0.{9 - i}"} for i in range(4)}, "chain-0": {"address": "10.0.0.1"}}
+
+
+def test_spares_get_ready_without_a_place_in_hosts_config() -> None:
+    plan = _plan.expand(load_experiment(SEATS, "experiments/demo.yml"))
+    composed = _trial.compose_trial(plan, plan["trials"][0], SEAT_HOSTS, run_id=RUN)
+    assert composed["files"]["hosts.config"] == "10.0.0.7\n10.0.0.8\n10.0.0.9\n10.0.0.1\n"
+    assert composed["seats"] == [
+        {"members": ["party-0", "party-1", "party-2", "party-3"], "seats": 3, "least": 2},
+        {"members": ["chain-0"], "seats": 1, "least": 1},
+    ]
+    assert [(m["name"], m["rank"], m["command"]) for m in composed["members"]] == [
+        ("party-2", 0, "p 0/4"),
+        ("party-1", 1, "p 1/4"),
+        ("party-0", 2, "p 2/4"),
+        ("chain-0", 3, "c 3"),
+        ("party-3", 4, ":"),
+    ]
+    assert (composed["grace"], composed["on_early_exit"], composed["form"]) == (2, "stop", True)
+
+
+def reform(formation: _trial.Formation, roles: dict[str, str], attempt: int = 1) -> dict[str, t.Any]:
+    """What the rendezvous says of an attempt that others would have started."""
+    return {
+        "epoch": {"attempt": attempt},
+        "roster": [name for name, role in roles.items() if role == "starter"],
+        "members": {
+            name: {"role": role, "state": "armed" if role in ("starter", "spare") else "absent", "connected": True}
+            for name, role in roles.items()
+        },
+        **{
+            role: [entry for f in formation.formed_from for entry in f[role]]
+            + [{"member": name, "was": "absent"} for name, found in roles.items() if found == role]
+            for role in ("replaced", "dropped")
+        },
+    }
+
+
+def test_each_attempt_is_made_for_those_who_can_start() -> None:
+    plan = _plan.expand(load_experiment(SEATS, "experiments/demo.yml"))
+    trial = plan["trials"][0]
+    planned = _trial.Formation.planned(plan, trial)
+    roles = {"party-0": "starter", "party-1": "replaced", "party-2": "starter", "party-3": "starter"}
+    second = planned.formed(reform(planned, {**roles, "chain-0": "starter"}))
+    assert second.meant == ["party-0", "party-2", "party-3", "chain-0"]
+    assert second.others == []
+    roles = {"party-0": "starter", "party-2": "dropped", "party-3": "starter", "chain-0": "starter"}
+    third = second.formed(reform(second, roles, attempt=2))
+    assert third.meant == ["party-0", "party-3", "chain-0"]
+    assert third.seats[0]["seats"] == 3, "so that the result knows that a seat is empty"
+    assert third.formed_from == (
+        {
+            "attempt": 1,
+            "roster": ["party-0", "party-2", "party-3", "chain-0"],
+            "replaced": [{"member": "party-1", "was": "absent"}],
+            "dropped": [],
+        },
+        {
+            "attempt": 2,
+            "roster": ["party-0", "party-3", "chain-0"],
+            "replaced": [],
+            "dropped": [{"member": "party-2", "was": "absent"}],
+        },
+    )
+    composed = _trial.compose_trial(plan, trial, SEAT_HOSTS, run_id=RUN, attempt=3, formation=third)
+    assert composed["files"]["hosts.config"] == "10.0.0.6\n10.0.0.9\n10.0.0.1\n"
+    assert [member["command"] for member in composed["members"]] == ["p 0/3", "p 1/3", "c 2"]
+
+
+@pytest.mark.parametrize(
+    ("missing", "needed"),
+    [
+        ([], []),
+        (["party-1"], []),
+        (["party-1", "party-3"], []),
+        (["party-3", "party-1", "party-0"], ["party-0", "party-1", "party-3"]),
+        (["chain-0", "party-1"], ["chain-0"]),
+    ],
+)
+def test_who_cannot_be_done_without(missing: list[str], needed: list[str]) -> None:
+    plan = _plan.expand(load_experiment(SEATS, "experiments/demo.yml"))
+    assert _trial.needed(plan, missing) == needed
+
+
+def test_a_trial_that_is_not_planned(plan: dict[str, t.Any]) -> None:
+    with pytest.raises(PlanError, match=r"the plan has no trial r1\. "):
+        _trial.find(plan, "r1")
 
 
 def test_without_a_bucket_evidence_stays_on_the_hosts(plan: dict[str, t.Any]) -> None:
@@ -108,8 +212,7 @@ def test_a_template_that_fails_names_trial_member_and_key(plan: dict[str, t.Any]
 def test_only_what_is_not_finished_is_run_again_and_attempts_count_on(plan: dict[str, t.Any]) -> None:
     first, second, *_rest = [trial["trial_id"] for trial in plan["trials"]]
     attempts = {first: {"attempt": 1, "finished": True}, second: {"attempt": 3, "finished": False}}
-    composed = _trial.compose_trials(plan, HOSTS, run_id=RUN, attempts=attempts, bucket="b")
-    assert [(c["trial_id"], c["attempt"]) for c in composed] == [
+    assert [(entry["trial_id"], entry["attempt"]) for entry in _trial.left(plan, attempts)] == [
         ("protocol-two-words.r1", 3),
         ("protocol-normal.r2", 1),
         ("protocol-two-words.r2", 1),

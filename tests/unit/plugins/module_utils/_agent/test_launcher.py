@@ -6,12 +6,16 @@ from __future__ import annotations
 import os
 import pathlib
 import select
+import socket
+import subprocess
+import sys
 import time
 import typing as t
 
 import pytest
 
 from ansible_collections.startline.lab.plugins.module_utils._agent import launcher
+from ansible_collections.startline.lab.tests.unit.plugins.module_utils._agent.world import SOURCE
 
 
 class Launch:
@@ -30,7 +34,7 @@ class Launch:
         assert byte in os.read(self.events, 10)
 
     def fire(self, seconds: float = 0.02) -> int:
-        start_ns = time.time_ns() + int(seconds * 1e9)
+        start_ns = time.monotonic_ns() + int(seconds * 1e9)
         launcher.fire(self.handle, start_ns)
         return start_ns
 
@@ -41,14 +45,15 @@ class Launch:
 
 
 def test_it_starts_at_t_and_not_before(tmp_path: pathlib.Path) -> None:
-    launch = Launch(tmp_path, "date +%s%N")
+    launch = Launch(tmp_path, "cut -d' ' -f1 /proc/uptime")
     launch.wait(b"r")
     start_ns = launch.fire(0.2)
     end = launch.end()
     fired = launcher.read_record(str(tmp_path), "fired.json")
     assert fired is not None
-    assert fired["start_ns"] == start_ns
-    assert fired["noticed_ns"] < start_ns <= fired["fired_ns"] <= int((tmp_path / "stdout").read_text())
+    assert fired["noticed_ns"] < start_ns <= fired["fired_ns"] <= fired["reading"][1]
+    # The kernel says the time since boot in hundredths of a second, cut off.
+    assert start_ns - 10**7 <= float((tmp_path / "stdout").read_text()) * 1e9
     assert end is not None
     assert (end["code"], end["signal"], end["leftovers"], end["detail"]) == (0, None, 0, None)
     assert 0 < end["duration_ns"] < 10**9
@@ -140,5 +145,70 @@ def test_records_are_written_whole(tmp_path: pathlib.Path) -> None:
 
 def test_sleep_ends_at_once_when_the_instant_has_passed() -> None:
     begin = time.monotonic()
-    launcher.sleep_until(time.time_ns() - 10**12)
+    launcher.sleep_until(time.monotonic_ns() - 10**12)
     assert time.monotonic() - begin < 0.1
+
+
+def test_a_port_that_is_taken_after_the_end_is_told(tmp_path: pathlib.Path) -> None:
+    launch = Launch(tmp_path, "cat go")
+    os.mkfifo(tmp_path / "go")
+    launch.wait(b"r")
+    launch.fire()
+    launch.wait(b"f")
+    with socket.create_server(("127.0.0.1", 0)) as listener:  # somebody who is not below the command
+        (tmp_path / "go").write_text("")
+        end = launch.end()
+        assert end is not None
+        assert (listener.getsockname()[1], os.getpid()) in [(entry["port"], entry["pid"]) for entry in end["ports"]]
+    assert end["remaining"] == []
+
+
+TREE = """
+import os, subprocess, sys
+from _agent import launcher
+
+launcher.STOP_GRACE = 0.3
+spool, group = sys.argv[1:]
+if group:
+    with open(group + "/cgroup.procs", "w") as stream:
+        stream.write(str(os.getpid()))
+program = launcher.Program(open(spool + "/command").read(), spool, {"PATH": os.environ["PATH"]}, 1.0)
+handle = launcher.arm(spool, program)
+launcher.fire(handle, 0)
+os.waitpid(handle.pid, 0)
+"""
+
+
+@pytest.mark.parametrize("way", ["cgroup", "subreaper"])
+@pytest.mark.parametrize("end", ["exit 0", "sleep 60"])
+def test_nothing_of_a_tree_is_left(tmp_path: pathlib.Path, way: str, end: str) -> None:
+    """Processes that have left their session and their parent, twice over, and do not listen to TERM."""
+    group = None
+    if way == "cgroup":
+        root = pathlib.Path("/sys/fs/cgroup")
+        root = root / "unified" if (root / "unified").is_dir() else root
+        group = root / f"startline-test-{os.getpid()}" / "startline-agent.service"
+        try:
+            group.mkdir(parents=True)
+        except OSError as error:
+            pytest.skip(f"no cgroup of our own: {error}")
+    marker = str(60000 + os.getpid())
+    deaf = f"trap '' TERM; (setsid sleep {marker} &); while :; do sleep {marker}; done"
+    seen = "cat /proc/self/cgroup"
+    (tmp_path / "command").write_text(f'{seen}; (setsid sh -c "{deaf}" >/dev/null 2>&1 &); {end}')
+    arguments = [sys.executable, "-c", TREE, str(tmp_path), str(group or "")]
+    try:
+        subprocess.run(arguments, env={**os.environ, "PYTHONPATH": SOURCE}, check=True, timeout=30)
+    finally:
+        if group is not None:
+            group.rmdir()  # fails if the trial's cgroup below it is still there, which only goes when it is empty
+            group.parent.rmdir()
+    assert ("/startline-agent.service/trial-" in (tmp_path / "stdout").read_text()) == (group is not None)
+    record = launcher.read_record(str(tmp_path), "exit.json")
+    assert record is not None
+    assert (record["remaining"], record["timed_out"]) == ([], end != "exit 0")
+    assert not [
+        path
+        for path in pathlib.Path("/proc").glob("[0-9]*/cmdline")
+        if marker.encode() in (path.read_bytes() if path.exists() else b"")
+    ]

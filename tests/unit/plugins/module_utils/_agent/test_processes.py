@@ -39,6 +39,63 @@ def living(marker: str) -> list[str]:
     return found
 
 
+def test_a_port_that_stays_taken_degrades_the_trial_and_stops_the_next(make_world: Make) -> None:
+    world = make_world(1)
+    world.configure("party-0", shared=False)
+    world.start_all()
+    go = world.directory / "go"
+    waiting = world.submit(world.trial(f"until [ -e {go} ]; do sleep 0.05; done"))
+    until(lambda: world.state("party-0") == "fired", what="the start")
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        go.touch()
+        what = f"tcp port {listener.getsockname()[1]}, held by {own_name()} (pid {os.getpid()})"
+        result = world.result(waiting)
+        assert result["verdict"] == "degraded"
+        assert f"party-0 left {what}" in result["reasons"], "and perhaps what others on this machine do meanwhile"
+        refused = world.run(world.trial("true", "r2"))
+        assert (refused["outcome"], refused["verdict"]) == ("aborted", "invalid")
+        assert refused["reasons"][0].startswith("party-0: an earlier trial has left: ")
+        assert what in refused["reasons"][0]
+        freed = world.submit(world.trial("true", "r3"))
+        until(lambda: world.state("party-0", "r3") == "connected", what="the wait for the port")
+    assert what not in str(world.result(freed)["reasons"]), "it waits for a port that is about to be freed"
+
+
+def own_name() -> str:
+    return pathlib.Path("/proc/self/comm").read_text().strip()
+
+
+def test_the_clock_is_measured_before_and_after(make_world: Make) -> None:
+    world = make_world(1)
+    world.start_all()
+    result = world.run(world.trial("sleep 0.2"))
+    row = result["members"]["party-0"]
+    for clock in (row["clock"], row["clock_after"]):
+        assert abs(clock["offset_s"]) <= clock["bound_s"] < 0.05
+        assert (clock["stepped_s"], clock["drifted_s"], clock["note"]) == (0, 0, None)
+    # All times are on the rendezvous' clock.
+    assert result["start"] < row["fired_at"] < row["exited_at"] <= result["ended"]
+
+
+#: A time daemon that has just been started: its bound is a second at first, and then better than any round trip.
+CHRONYC = """#!/bin/sh
+echo >> "$0.calls"
+[ $(wc -l < "$0.calls") -gt 4 ] && dispersion=0.000000001 || dispersion=0.9
+echo "50484330,PHC0,1,1767268800.1,0.0,0.0,0.0,0.0,0.0,0.0,0.0,$dispersion,1.0,Normal"
+"""
+
+
+def test_a_time_daemon_that_was_just_started_is_waited_for(make_world: Make) -> None:
+    world = make_world(1)
+    path = pathlib.Path(world.write("bin/chronyc", CHRONYC))
+    path.chmod(0o700)
+    world.extra_environment = {"PATH": f"{path.parent}:{os.environ['PATH']}"}
+    world.start_all()
+    row = world.run(world.trial("true", max_clock_error=10e-6))["members"]["party-0"]
+    assert row["clock"]["source"] == "phc"
+    assert row["clock"]["bound_s"] < 0.01
+
+
 def test_nine_members_run_a_command(make_world: Make) -> None:
     world = make_world(9)
     world.start_all()

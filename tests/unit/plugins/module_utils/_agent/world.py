@@ -85,6 +85,7 @@ class World:
             "state_directory": str(self.directory / member / "state"),
             "runtime_directory": str(self.directory / member / "run"),
             "listen_address": "127.0.0.1",
+            "shared": True,
         }
         if serve:
             config.update(
@@ -160,7 +161,9 @@ class World:
             "deadline": 20,
             "timeout": 20,
             "delivery_deadline": 20,
-            "policy": "all",
+            "grace": 5,
+            "form": False,
+            "on_early_exit": "continue",
             "max_clock_error": 0.05,
             "on_clock_error": "mark",
             "collect": ["*.log"],

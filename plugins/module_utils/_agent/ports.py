@@ -1,0 +1,104 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Which ports are taken on this host, and by whom.
+
+PRIVATE to the collection. From /proc/net of our own network namespace: TCP sockets that listen, and UDP sockets that
+are bound and connected to nobody. A UDP port that the kernel chose (ip_local_port_range) does not count: a client's
+socket looks the same, comes and goes, and is in nobody's way.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import typing as t
+
+#: Protocol as the kernel names it, local address, port.
+Key = t.Tuple[str, str, int]
+
+_TABLES = ("tcp", "tcp6", "udp", "udp6")
+_LISTEN, _UNCONNECTED = "0A", "07"
+
+
+def parse(table: str, text: str, chosen: t.Tuple[int, int]) -> t.Dict[Key, int]:
+    """The taken ports of one table of /proc/net, each with its socket's inode. `chosen`: the kernel's own range."""
+    found: t.Dict[Key, int] = {}
+    for line in text.splitlines()[1:]:
+        fields = line.split()
+        if len(fields) < 10:
+            continue
+        address, _colon, port_text = fields[1].rpartition(":")
+        port = int(port_text, 16)
+        if table.startswith("tcp"):
+            taken = fields[3] == _LISTEN
+        else:
+            taken = fields[3] == _UNCONNECTED and not chosen[0] <= port <= chosen[1]
+        if taken and port:
+            found[table, address, port] = int(fields[9])
+    return found
+
+
+def taken() -> t.Dict[Key, int]:
+    """All taken ports, each with its socket's inode."""
+    low, high = (_read("/proc/sys/net/ipv4/ip_local_port_range") or "32768 60999").split()
+    found: t.Dict[Key, int] = {}
+    for table in _TABLES:
+        found.update(parse(table, _read(f"/proc/self/net/{table}"), (int(low), int(high))))
+    return found
+
+
+def new_since(before: t.Container[Key]) -> t.List[t.Dict[str, t.Any]]:
+    """What is taken now and was not then, one entry a protocol and port: protocol, port, pid, command."""
+    return _entries({key: inode for key, inode in taken().items() if key not in before})
+
+
+def still_taken(entries: t.Iterable[t.Mapping[str, t.Any]]) -> t.List[t.Dict[str, t.Any]]:
+    """Of these entries those that are taken now, with who has them now."""
+    asked = {(entry["protocol"], entry["port"]) for entry in entries}
+    if not asked:
+        return []
+    return _entries({key: inode for key, inode in taken().items() if (key[0][:3], key[2]) in asked})
+
+
+def describe(entry: t.Mapping[str, t.Any]) -> str:
+    """``tcp port 8080, held by python3 (pid 123)``."""
+    if entry["pid"] is None:
+        return "{protocol} port {port}, held by nobody who can be seen".format(**entry)
+    return "{protocol} port {port}, held by {command} (pid {pid})".format(**entry)
+
+
+def name_of(pid: int) -> t.Optional[str]:
+    """The short name of a process: its arguments may hold a secret. None when it has gone."""
+    return _read(f"/proc/{pid}/comm").strip() or None
+
+
+def _entries(sockets: t.Mapping[Key, int]) -> t.List[t.Dict[str, t.Any]]:
+    owner_of = _owners(set(sockets.values())) if sockets else {}
+    found: t.Dict[t.Tuple[str, int], t.Dict[str, t.Any]] = {}
+    for (table, _address, port), inode in sorted(sockets.items()):
+        pid = owner_of.get(inode)
+        command = None if pid is None else name_of(pid)
+        found.setdefault((table[:3], port), {"protocol": table[:3], "port": port, "pid": pid, "command": command})
+    return list(found.values())
+
+
+def _owners(inodes: t.Container[int]) -> t.Dict[int, int]:
+    """The process that holds each socket; of several, one."""
+    found: t.Dict[int, int] = {}
+    for entry in os.listdir("/proc"):
+        if not entry.isdigit():
+            continue
+        with contextlib.suppress(OSError):  # it has ended
+            for descriptor in os.listdir(f"/proc/{entry}/fd"):
+                with contextlib.suppress(OSError, ValueError):
+                    target = os.readlink(f"/proc/{entry}/fd/{descriptor}")
+                    if target.startswith("socket:[") and int(target[8:-1]) in inodes:
+                        found[int(target[8:-1])] = int(entry)
+    return found
+
+
+def _read(path: str) -> str:
+    try:
+        with open(path, encoding="utf-8", errors="replace") as stream:
+            return stream.read()
+    except OSError:
+        return ""

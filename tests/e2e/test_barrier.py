@@ -1,0 +1,296 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The start barrier on real hosts, while something goes wrong. Each trial ends by its deadline, with the right verdict and
+the right names, and no evidence that there is gets lost."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import time
+import typing as t
+
+import pytest
+
+from tests.support.commands import EXPERIMENTS, PROJECT
+from tests.support.lab import Json, Lab, until
+
+#: Seconds that a deadline may be overrun by on a busy machine.
+SLACK = 15.0
+
+
+@pytest.fixture(scope="module")
+def kept(cloud: None, ec2: t.Any) -> t.Iterator[Lab]:
+    lab = Lab(EXPERIMENTS / "barrier.yml")
+    lab.find(ec2)
+    yield lab
+    lab.close()
+
+
+@pytest.fixture
+def lab(kept: Lab) -> Lab:
+    """The lab with everybody present, whatever the test before this one did."""
+    until(lambda: kept.connected(*kept.members), 60, "all agents connected")
+    return kept
+
+
+def stored(lab: Lab, result: Json, member: str, name: str) -> bytes:
+    """A member's file as it came to S3."""
+    import boto3
+
+    key = (
+        f"{result['evidence']['prefix']}/trials/{result['epoch']['trial']}/{result['epoch']['attempt']}/{member}/{name}"
+    )
+    s3 = boto3.client(
+        "s3",
+        region_name="us-east-1",
+        endpoint_url=result["evidence"]["endpoint_url"],
+        aws_access_key_id="startline-local",
+        aws_secret_access_key="local-cloud-of-this-machine",  # noqa: S106 the local cloud checks none
+    )
+    body: bytes = s3.get_object(Bucket=result["evidence"]["bucket"], Key=key)["Body"].read()
+    return body
+
+
+# ---- agents and rendezvous -------------------------------------------------------------------------------------------
+
+
+def test_an_agent_killed_before_t_comes_back_and_takes_part(lab: Lab) -> None:
+    # Held at the gate by a member that is made to come late, so that the kill is surely before T.
+    lab.shell("node-3", "systemctl stop startline-agent")
+    pending = lab.submit(lab.trial("echo here"))
+    until(lambda: state(lab, pending, "node-2") == "armed", 20, "node-2 armed")
+    lab.shell("node-2", "systemctl kill --kill-whom=main --signal=SIGKILL startline-agent")
+    until(lambda: lab.connected("node-2"), 20, "node-2 connected again")
+    lab.shell("node-3", "systemctl start startline-agent")
+    result = pending.result()
+    assert result["verdict"] == "valid", result["reasons"]
+    assert result["skew"]["n"] == 4
+
+
+def test_an_agent_killed_under_the_command_is_no_loss(lab: Lab) -> None:
+    pending = lab.submit(lab.trial("sleep 3; echo through"))
+    lab.reach(pending, "running")
+    until(lambda: state(lab, pending, "node-1") == "fired", 10, "node-1 fired")
+    lab.shell("node-1", "systemctl kill --kill-whom=main --signal=SIGKILL startline-agent")
+    result = pending.result()
+    assert result["verdict"] == "valid", result["reasons"]
+    assert stored(lab, result, "node-1", "stdout") == b"through\n"
+
+
+@pytest.mark.parametrize("moment", ["gathering", "running", "ended"])
+def test_the_rendezvous_killed_in_every_state_loses_nothing(lab: Lab, moment: str) -> None:
+    if moment == "gathering":
+        lab.shell("node-3", "systemctl stop startline-agent")
+    # Large evidence takes its time: the trial has ended, and is being delivered.
+    command = "head -c 60000000 /dev/zero > big.log" if moment == "ended" else "sleep 3; echo through > big.log"
+    pending = lab.submit(lab.trial(command, collect=["*.log"], delivery_deadline=60.0))
+    if moment == "gathering":
+        until(lambda: state(lab, pending, "node-2") == "armed", 20, "node-2 armed")
+    elif moment == "running":
+        until(lambda: state(lab, pending, "node-2") == "fired", 20, "node-2 fired")
+    else:
+        until(lambda: state(lab, pending, "node-2") in ("exited", "delivered"), 20, "node-2 exited")
+    lab.shell("node-0", "systemctl kill --kill-whom=main --signal=SIGKILL startline-rendezvous")
+    if moment == "gathering":
+        until(lambda: lab.connected("node-0", "node-1", "node-2"), 30, "agents connected again")
+        lab.shell("node-3", "systemctl start startline-agent")
+    result = pending.result()
+    assert result["verdict"] == "valid", result["reasons"]
+    assert result["skew"]["n"] == 4
+    for member in lab.members:
+        assert stored(lab, result, member, "big.log")
+
+
+def test_a_stale_agent_of_an_earlier_run_is_not_let_in(lab: Lab) -> None:
+    # node-3 comes with the certificates of another run, as a host would that was forgotten.
+    lab.shell("node-3", "systemctl stop startline-agent; cp -a /etc/startline /etc/startline.kept")
+    try:
+        forged = lab.shell(
+            "node-3",
+            "set -e; cd /etc/startline; "
+            "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 1 -subj /CN=stale "
+            "-addext 'subjectAltName=URI:startline://stale-run/member/node-3' -keyout stale.key -out stale.crt 2>/dev/null; "
+            "python3 - <<'X'\n"
+            "import json; p='agent.json'; c=json.load(open(p)); print(json.dumps(sorted(c)))\n"
+            "c.update(certificate='/etc/startline/stale.crt', key='/etc/startline/stale.key'); json.dump(c, open(p,'w'))\n"
+            "X",
+        )
+        assert "certificate" in forged
+        lab.shell("node-3", "systemctl start startline-agent")
+        result = lab.run("echo here", deadline=6.0)
+        assert result["outcome"] == "aborted"
+        assert "node-3 (absent)" in result["reasons"][0]
+        assert "node-2" not in result["reasons"][0]
+        assert "TLS" in lab.shell("node-0", "journalctl -u startline-rendezvous -o cat --since -60s | grep dropped")
+    finally:
+        lab.shell(
+            "node-3",
+            "systemctl stop startline-agent; rm -rf /etc/startline; mv /etc/startline.kept /etc/startline; "
+            "systemctl start startline-agent",
+        )
+
+
+GARBAGE = r"""
+import os, socket, ssl, sys
+host, port, silent = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
+import resource
+resource.setrlimit(resource.RLIMIT_NOFILE, (silent + 64, silent + 64))
+held = []
+for number in range(silent):
+    s = socket.socket(); s.connect((host, port)); held.append(s)
+for text in (b"", b"\0" * 70000, b"GET / HTTP/1.0\r\n\r\n", os.urandom(4096)):
+    s = socket.socket(); s.connect((host, port)); s.sendall(text); s.settimeout(20)
+    try:
+        s.recv(1)
+    except OSError:
+        pass
+    s.close()
+context = ssl.create_default_context(); context.check_hostname = False; context.verify_mode = ssl.CERT_NONE
+try:
+    s = context.wrap_socket(socket.create_connection((host, port)))  # a client without a certificate
+    print("LET IN" if s.recv(1) else "refused")  # TLS 1.3 tells a client that it is refused when it reads
+except OSError as error:
+    print("refused", type(error).__name__)
+print("held", len(held), flush=True)
+sys.stdin.read()
+"""
+
+
+def test_garbage_and_thousands_that_say_nothing_do_not_disturb_a_trial(lab: Lab) -> None:
+    port = json.loads(lab.shell("node-0", "cat /etc/startline/agent.json"))["rendezvous_port"]
+    lab.shell("node-1", "cat > /tmp/garbage.py", stdin=GARBAGE)
+    command = f"exec python3 /tmp/garbage.py {lab.private_addresses['node-0']} {port} 2000"
+    attacker = subprocess.Popen(
+        lab.ssh_command("node-1", command), stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    try:
+        assert attacker.stdout
+        assert attacker.stdout.readline().startswith("refused")
+        assert attacker.stdout.readline() == "held 2000\n"
+        result = lab.run("echo here")
+        assert result["verdict"] == "valid", result["reasons"]
+        # They are not kept: no connection may say nothing for long.
+        count = f"ss -Htn state established '( sport = :{port} )' | wc -l"
+        until(lambda: int(lab.shell("node-0", count)) <= len(lab.members), 40, "silent connections dropped")
+    finally:
+        attacker.communicate("")
+    assert lab.connected(*lab.members)
+
+
+def test_a_replayed_message_of_an_earlier_attempt_starts_nobody(lab: Lab) -> None:
+    trial = lab.trial("echo once >> /var/tmp/starts")
+    first = lab.submit(trial).result()
+    assert first["verdict"] == "valid", first["reasons"]
+    # The same submission again attaches to what is over; it runs nothing.
+    again = lab.submit(trial).result()
+    assert again["start_ns"] == first["start_ns"]
+    newer = lab.submit({**trial, "attempt": 2}).result()
+    assert newer["verdict"] == "valid", newer["reasons"]
+    late = lab.submit({**trial, "attempt": 1}).result()
+    assert late["start_ns"] == first["start_ns"]
+    for member in lab.members:
+        assert lab.shell(member, "wc -l < /var/tmp/starts").strip() == "2"
+        lab.shell(member, "rm /var/tmp/starts")
+
+
+# ---- networks --------------------------------------------------------------------------------------------------------
+
+
+def test_a_link_cut_before_t_is_named_by_the_deadline(lab: Lab) -> None:
+    began = time.monotonic()
+    with lab.cut("node-2"):
+        result = lab.run("echo here", deadline=8.0)
+    assert time.monotonic() - began < 8.0 + SLACK
+    assert result["outcome"] == "aborted"
+    assert "node-2" in result["reasons"][0]
+    assert "node-1" not in result["reasons"][0]
+
+
+def test_a_link_cut_during_the_trial_and_healed_later_loses_no_evidence(lab: Lab) -> None:
+    pending = lab.submit(lab.trial("sleep 4; echo through", delivery_deadline=90.0))
+    until(lambda: state(lab, pending, "node-2") == "fired", 20, "node-2 fired")
+    with lab.cut("node-2"):
+        # Long enough for the commands to end, and for the rendezvous to find that the member does not answer.
+        until(lambda: state(lab, pending, "node-1") == "delivered", 30, "node-1 delivered")
+        until(lambda: not lab.connected("node-2"), 60, "node-2 lost")
+    result = pending.result(180)
+    assert result["verdict"] == "valid", result["reasons"]
+    assert stored(lab, result, "node-2", "stdout") == b"through\n"
+
+
+# ---- hosts that are gone ---------------------------------------------------------------------------------------------
+
+
+def state(lab: Lab, pending: t.Any, member: str) -> str:
+    """The state in which the rendezvous last saw a member of a trial."""
+    for trial in lab.status()["trials"]:
+        if trial["epoch"] == pending.epoch:
+            return str(trial["members"].get(member, "unknown"))
+    return "unknown"
+
+
+@pytest.fixture
+def doomed(cloud: None, ec2: t.Any) -> t.Iterator[Lab]:
+    """A lab of one's own, for a test that destroys a host."""
+    lab = Lab(EXPERIMENTS / "barrier.yml", "-e", "set=groups.node.count=3")
+    lab.find(ec2)
+    until(lambda: lab.connected(*lab.members), 60, "all agents connected")
+    yield lab
+    lab.close()
+
+
+def test_hosts_powered_off_before_and_after_t_are_named(doomed: Lab, ec2: t.Any) -> None:
+    lab = doomed
+    # After T: the others go on, and what they have is kept.
+    pending = lab.submit(lab.trial("sleep 6; echo through", timeout=8.0, delivery_deadline=10.0))
+    until(lambda: state(lab, pending, "node-2") == "fired", 20, "node-2 fired")
+    ec2.terminate_instances(InstanceIds=[lab.instances["node-2"]])
+    began = time.monotonic()
+    result = pending.result(180)
+    assert time.monotonic() - began < 8 + 5 + 10 + 10 + SLACK
+    assert result["verdict"] == "invalid"
+    assert [reason for reason in result["reasons"] if "node-2" in reason]
+    assert not [reason for reason in result["reasons"] if "node-1" in reason]
+    assert stored(lab, result, "node-1", "stdout") == b"through\n"
+    # Before T: nobody starts, and it is said who is missing.
+    began = time.monotonic()
+    result = lab.run("echo here", deadline=6.0)
+    assert time.monotonic() - began < 6.0 + SLACK
+    assert result["outcome"] == "aborted"
+    assert "node-2" in result["reasons"][0]
+    assert "node-1" not in result["reasons"][0]
+    # At T: it is armed and told, and dies before the instant.
+    pending = lab.submit(lab.trial("sleep 6", members=["node-0", "node-1"], timeout=8.0, delivery_deadline=10.0))
+    until(lambda: state(lab, pending, "node-1") in ("armed", "fired"), 20, "node-1 armed")
+    ec2.terminate_instances(InstanceIds=[lab.instances["node-1"]])
+    result = pending.result(180)
+    assert result["verdict"] == "invalid"
+    assert [reason for reason in result["reasons"] if "node-1" in reason]
+
+
+# ---- the controller --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("moment", ["gathering", "running"])
+def test_the_controller_killed_in_a_trial_is_attached_again(lab: Lab, moment: str) -> None:
+    if moment == "gathering":
+        lab.shell("node-3", "systemctl stop startline-agent")
+    trial = lab.trial("sleep 4; echo once >> /var/tmp/starts; echo through")
+    pending = lab.submit(trial)
+    if moment == "gathering":
+        until(lambda: state(lab, pending, "node-2") == "armed", 20, "node-2 armed")
+    else:
+        until(lambda: state(lab, pending, "node-2") == "fired", 20, "node-2 fired")
+    pending.process.kill()
+    pending.process.wait()
+    if moment == "gathering":
+        lab.shell("node-3", "systemctl start startline-agent")
+    result = lab.submit(trial).result()
+    assert result["verdict"] == "valid", result["reasons"]
+    for member in lab.members:
+        assert lab.shell(member, "wc -l < /var/tmp/starts").strip() == "1"
+        lab.shell(member, "rm /var/tmp/starts")
+
+
+def test_what_the_lab_left_is_in_its_place(lab: Lab) -> None:
+    assert (PROJECT / "results" / "barrier" / lab.run_id / "run.json").is_file()
