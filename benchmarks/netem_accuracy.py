@@ -45,7 +45,8 @@ FAST: list[dict[str, t.Any]] = [{"rate": "1mbit"}, {"rate": "10mbit"}, {"rate": 
 PROGRAM = """
 import json, os
 out = []
-for batch, ping, rate in [([], PING, None), *WORK]:
+for batch, segments, ping, rate in [([], 65535, PING, None), *WORK]:
+    subprocess.run(["ip", "link", "set", "va", "gso_max_segs", str(segments)], check=True)
     subprocess.run(["tc", "qdisc", "del", "dev", "va", "root"], stderr=subprocess.DEVNULL)
     subprocess.run(["tc", "-batch", "-"], input="\\n".join(batch) + "\\n", text=True, check=True)
     pinged = subprocess.run(ping, stderr=subprocess.PIPE, text=True).stderr if not rate else ""
@@ -64,8 +65,15 @@ print(json.dumps(out))
 """
 
 
+VA = _netem.Device("va")
+
+
 def batch(link: dict[str, t.Any]) -> list[str]:
-    return _netem.compile_device(_netem.Device("va"), _netem.parse_rules([{"to": ["10.9.0.2"], **link}]))
+    return _netem.compile_device(VA, _netem.parse_rules([{"to": ["10.9.0.2"], **link}]))
+
+
+def segments(link: dict[str, t.Any]) -> int:
+    return _netem.largest_packet(VA, _netem.parse_rules([{"to": ["10.9.0.2"], **link}])) or 65535
 
 
 def probe(link: dict[str, t.Any]) -> check.Probe:
@@ -77,6 +85,7 @@ def program(links: list[dict[str, t.Any]], pings: int, seconds: int, other: str)
     work = [
         (
             batch(link),
+            segments(link),
             check.ping_command("10.9.0.2", probe(link), pings),
             check.rate_command("10.9.0.2", probe(link), seconds) if "rate" in link else None,
         )
@@ -93,7 +102,6 @@ def here(source: str) -> str:
     commands.append(f"ip link add va netns {names[0]} type veth peer name vb netns {names[1]}")
     for name, device, host in zip(names, ("va", "vb"), (1, 2), strict=True):
         commands += [f"ip -n {name} addr add 10.9.0.{host}/24 dev {device}", f"ip -n {name} link set {device} up"]
-    commands.append(f"ip -n {names[0]} link set va gso_max_segs 1")
     try:
         for command in commands:
             subprocess.run(command.split(), check=True)

@@ -19,9 +19,8 @@ options:
     type: dict
     required: true
   trial_id:
-    description: The trial.
+    description: The trial. Left out, all hosts of the plan, whose trials then must have one network.
     type: str
-    required: true
   hosts:
     description: The hosts by member name, as M(startline.lab.fleet) returns them.
     type: dict
@@ -61,18 +60,24 @@ from ansible_collections.startline.lab.plugins.plugin_utils._plan import check_f
 
 
 def netem_rules(
-    plan: dict[str, t.Any], trial_id: str, hosts: dict[str, dict[str, t.Any]], rendezvous_port: int = 7447
+    plan: dict[str, t.Any],
+    hosts: dict[str, dict[str, t.Any]],
+    trial_id: str | None = None,
+    rendezvous_port: int = 7447,
 ) -> list[dict[str, t.Any]]:
     """See DOCUMENTATION."""
     try:
         check_format(plan)
     except StartlineError as exc:
         raise AnsibleFilterError(str(exc)) from exc
-    trial = next((trial for trial in plan["trials"] if trial["trial_id"] == trial_id), None)
-    if trial is None:
+    trials = [trial for trial in plan["trials"] if trial_id in (None, trial["trial_id"])]
+    if not trials:
         raise AnsibleFilterError(f"the plan has no trial {trial_id}")
+    if len({trial["network"] for trial in trials}) > 1:
+        raise AnsibleFilterError("the network differs from trial to trial, so it cannot be shaped once for all of them")
     if not plan["networks"]:
         return []
+    trial = trials[0] if trial_id else {**trials[0], "members": [member["name"] for member in plan["members"]]}
     exempt = _netem.exemptions(rendezvous_port)
     rules = _netem.host_rules(plan, trial, hosts)
     return [{"member": member, "rules": own, "exempt": exempt} for member, own in rules.items()]

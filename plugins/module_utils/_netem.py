@@ -449,6 +449,20 @@ def compile_device(
     return lines
 
 
+def largest_packet(device: Device, rules: t.Sequence[Rule]) -> int:
+    """How many segments a packet of TCP may have until the network card cuts it up; 0 for as many as ever.
+
+    With segmentation offload a qdisc sees up to 64 KiB as one packet. It would be lost as one, and fill a slow link's
+    queue alone. Without offload a host's CPU may be the slower link, so a rate allows for a packet of a millisecond.
+    """
+    shapes = [rule.shape for rule in rules]
+    if any(shape.loss or shape.corrupt or shape.duplicate or shape.reorder for shape in shapes):
+        return 1
+    slowest = min((shape.rate for shape in shapes if shape.rate), default=0)
+    segments = max(1, int(slowest / 8 * BURST_S / device.frame))
+    return segments if slowest and segments * device.frame < 65536 else 0
+
+
 def _class(device: Device, number: int, shape: Shape) -> t.List[str]:
     rate = shape.rate or UNLIMITED
     burst = max(2 * device.frame, int(rate / 8 * BURST_S))

@@ -222,9 +222,9 @@ class Host:
         back = [rule for rule in rules if rule.ingress]
         device = self._device(name)
         steps: t.List[Step] = []
-        if any(s.rate or s.loss or s.corrupt or s.duplicate or s.reorder for s in (rule.shape for rule in out)):
-            # With segmentation offload a qdisc sees up to 64 KiB of TCP as one packet, and loses it as one.
-            steps.append(("ip", ["link set dev {} gso_max_segs 1".format(name)]))
+        segments = _netem.largest_packet(device, out)
+        if segments:
+            steps.append(("ip", ["link set dev {} gso_max_segs {}".format(name, segments)]))
         steps.append(("tc", _netem.compile_device(device, out, exemptions)))
         if back:
             ifb = self._ifb(name)

@@ -316,7 +316,7 @@ def _choice_schema(*choices: str) -> _Schema:
 
 _TIME_SCHEMA: t.Final = _quantity_schema("(us|ms|s)", "40ms", "250us")
 _RATE_SCHEMA: t.Final = _quantity_schema("([kKmMgG]?[bB]it)(/s)?", "200mbit", "64kbit")
-_SHARE_SCHEMA: t.Final = _quantity_schema("%", "0.1%")
+_PERCENT_SCHEMA: t.Final = _quantity_schema("%", "0.1%")
 _BURST_SCHEMA: t.Final = _Schema(
     {"anyOf": [{"type": "number", "exclusiveMinimum": 1}, {"type": "string", "pattern": _TEMPLATE_OR_NONE}]}
 )
@@ -552,7 +552,7 @@ class Link(_Model):
     distribution: t.Annotated[str | None, _quantity("distribution"), _choice_schema(*DISTRIBUTIONS)] = pydantic.Field(
         default=None, description="How the delay varies: normal if left out."
     )
-    loss: t.Annotated[str | None, _quantity("loss"), _SHARE_SCHEMA] = pydantic.Field(
+    loss: t.Annotated[str | None, _quantity("loss"), _PERCENT_SCHEMA] = pydantic.Field(
         default=None, description="Share of the packets that are lost, in each direction: 0.1%."
     )
     loss_burst: t.Annotated[str | None, _quantity("loss_burst"), _BURST_SCHEMA] = pydantic.Field(
@@ -567,13 +567,13 @@ class Link(_Model):
     queue: t.Annotated[str | None, _quantity("queue"), _TIME_SCHEMA] = pydantic.Field(
         default=None, description="How long packets may wait for the rate. Left out: a round trip, 50ms at least."
     )
-    corrupt: t.Annotated[str | None, _quantity("corrupt"), _SHARE_SCHEMA] = pydantic.Field(
+    corrupt: t.Annotated[str | None, _quantity("corrupt"), _PERCENT_SCHEMA] = pydantic.Field(
         default=None, description="Share of the packets with a bit turned over."
     )
-    duplicate: t.Annotated[str | None, _quantity("duplicate"), _SHARE_SCHEMA] = pydantic.Field(
+    duplicate: t.Annotated[str | None, _quantity("duplicate"), _PERCENT_SCHEMA] = pydantic.Field(
         default=None, description="Share of the packets that arrive twice."
     )
-    reorder: t.Annotated[str | None, _quantity("reorder"), _SHARE_SCHEMA] = pydantic.Field(
+    reorder: t.Annotated[str | None, _quantity("reorder"), _PERCENT_SCHEMA] = pydantic.Field(
         default=None, description="Share of the packets that are not delayed, and so overtake others."
     )
     oneway: bool = pydantic.Field(

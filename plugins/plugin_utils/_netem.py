@@ -298,7 +298,8 @@ def host_rules(
         trial: one of its trials.
         hosts: by member: ``address``, and ``public_address`` where there is one. Both are shaped.
     """
-    inside = [name for name in (*trial["members"], *trial.get("spares", ())) if hosts.get(name, {}).get("address")]
+    wanted = dict.fromkeys((*trial["members"], *trial["spares"]))
+    inside = [name for name in wanted if hosts.get(name, {}).get("address")]
     addresses = {
         name: sorted(
             {str(hosts[name][key]) for key in ("address", "public_address") if hosts[name].get(key)}, key=version_key

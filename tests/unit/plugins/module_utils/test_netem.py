@@ -202,6 +202,18 @@ def test_what_netem_is_told(shape: dict[str, t.Any], words: str) -> None:
     assert leaf(delay="40ms", **shape).endswith(f" delay {words}")
 
 
+@pytest.mark.parametrize(
+    ("shapes", "segments"),
+    [
+        ([], 0), ([{"delay": "1ms"}], 0), ([{"rate": "1gbit"}], 0), ([{"rate": "100mbit"}], 8), ([{"rate": "1mbit"}], 1),
+        ([{"rate": "1gbit"}, {"rate": "50mbit"}], 4), ([{"rate": "1gbit", "loss": "1%"}], 1),
+    ],
+)  # fmt: skip
+def test_packets_are_cut_up_where_their_size_would_show(shapes: list[dict[str, str]], segments: int) -> None:
+    rules = _netem.parse_rules([{"to": [f"10.0.0.{index}"], **shape} for index, shape in enumerate(shapes)])
+    assert _netem.largest_packet(ETH0, rules) == segments
+
+
 def test_a_rate_beyond_the_device_is_refused() -> None:
     with pytest.raises(NetemError, match="the rate 10gbit is more than the 1gbit of eth0"):
         compiled({"to": ["10.0.0.2"], "rate": "10gbit"}, device=Device("eth0", speed=10**9))
