@@ -1,13 +1,14 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """What rules cost: time per packet and time to load, by number of peers, beside one linear filter and one process per command.
 
-    sudo python benchmarks/netem_cost.py [--peers 1 100 1000 4000] [--packets 20000] [--repeats 5]
+    sudo python benchmarks/netem_cost.py [--peers 1 100 1000 2000 4000] [--packets 5000] [--repeats 9]
 
-In a network namespace of its own, on an ifb device, which drops what it is given. Every peer has a rate of its own, the
-most expensive case. "linear" is what EnOSlib's netem does: a class, a queue and a u32 filter without a table for each
-peer, each by its own tc process; u32 takes 2,047 of them. Variants are measured in turns, so that they meet the same
-noise; "none" is the device without rules. Time per packet is the CPU time of sendto() in Python to a random peer, the
-least disturbed of the repeats; what rules cost is what it is more than "none". Load times are medians.
+In a network namespace of its own, on an ifb device, which drops what it is given. "shared": all peers have one shape, as
+in most experiments; "own": each has a rate of its own, the most expensive case. "linear" is what EnOSlib's netem does: a
+class, a queue and a u32 filter without a table for each peer, each by its own tc process; u32 takes 2,047 of them.
+Variants are measured in turns, so that they meet the same noise; "none" is the device without rules. Time per packet is
+the CPU time of sendto() in Python to a random peer, the least disturbed of the repeats; what rules cost is what it is
+more than "none". Load times are medians, that of "linear" is a single one.
 """
 
 from __future__ import annotations
@@ -30,6 +31,8 @@ sys.path.insert(0, str(ROOT / "collections"))
 from ansible_collections.startline.lab.plugins.module_utils import _netem  # noqa: E402
 
 DEVICE = _netem.Device("bench0")
+#: u32 takes no more filters without a table.
+LINEAR_LIMIT = 2047
 CLONE_NEWNET = 0x40000000
 
 
@@ -37,7 +40,12 @@ def addresses(peers: int) -> list[str]:
     return [str(ipaddress.IPv4Address("10.64.0.4") + n) for n in range(peers)]
 
 
-def hashed(peers: int) -> list[str]:
+def shared(peers: int) -> list[str]:
+    rules = _netem.parse_rules([{"to": addresses(peers), "rate": "10gbit"}])
+    return _netem.compile_device(DEVICE, rules, _netem.parse_exemptions(_netem.DEFAULT_EXEMPT))
+
+
+def own(peers: int) -> list[str]:
     rules = _netem.parse_rules([{"to": [address], "rate": "10gbit"} for address in addresses(peers)])
     return _netem.compile_device(DEVICE, rules, _netem.parse_exemptions(_netem.DEFAULT_EXEMPT))
 
@@ -85,9 +93,9 @@ def per_packet(peers: int, packets: int, seed: int) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--peers", type=int, nargs="+", default=[1, 100, 1000, 4000])
-    parser.add_argument("--packets", type=int, default=20000)
-    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--peers", type=int, nargs="+", default=[1, 100, 1000, 2000, 4000])
+    parser.add_argument("--packets", type=int, default=5000)
+    parser.add_argument("--repeats", type=int, default=9)
     args = parser.parse_args()
     if ctypes.CDLL(None, use_errno=True).unshare(CLONE_NEWNET):
         raise SystemExit(f"a network namespace of its own: {os.strerror(ctypes.get_errno())}")
@@ -95,40 +103,26 @@ def main() -> None:
     setup = ("link add bench0 type ifb", "addr add 10.200.0.1/24 dev bench0", "link set bench0 up")
     for command in (*setup, "route add 10.64.0.0/16 via 10.200.0.2"):
         subprocess.run(["ip", *command.split()], check=True)
-    print(
-        f"{'peers':>6} {'none us':>9} {'hashed us':>10} {'linear us':>10} {'hashed load s':>14} {'linear load s':>14}"
-    )
-    base = 0.0
+    columns = ("none", "shared", "own", "linear")
+    print("microseconds a packet" + " " * 27 + "seconds to load")
+    print(f"{'peers':>6}" + "".join(f"{name:>10}" for name in (*columns, *columns[1:])))
     for peers in args.peers:
-        times: dict[str, list[float]] = {"none": [], "hashed": [], "linear": []}
-        loads: dict[str, list[float]] = {"hashed": []}
-        variants = {"none": [], "hashed": hashed(peers)}
-        if peers <= 2047:
+        variants = {"none": [], "shared": shared(peers), "own": own(peers)}
+        loads: dict[str, list[float]] = {name: [] for name in columns}
+        times: dict[str, list[float]] = {name: [] for name in columns}
+        if peers <= LINEAR_LIMIT:
             variants["linear"] = linear(peers)
-            loads["linear"] = [load(variants["linear"], batch=False)]
+            loads["linear"].append(load(variants["linear"], batch=False))
         for repeat in range(args.repeats):
             for name, lines in variants.items():
                 took = load(lines)
-                if name == "hashed":
+                if name != "linear":
                     loads[name].append(took)
                 times[name].append(per_packet(peers, args.packets, repeat))
         clear()
-        packet = {name: f"{min(values):.2f}" if values else "-" for name, values in times.items()}
-        seconds = {name: f"{statistics.median(values):.3f}" for name, values in loads.items()}
-        base = base or min(times["hashed"])
-        print(
-            f"{peers:>6} {packet['none']:>9} {packet['hashed']:>10} {packet['linear']:>10} {seconds['hashed']:>14} "
-            f"{seconds.get('linear', '-'):>14}   hashed is {min(times['hashed']) / base:.2f}x of the first",
-            flush=True,
-        )
-    commands = hashed(2000)
-    print(
-        f"2,000 peers, {len(commands):,} commands in one batch: {statistics.median(load(commands) for _ in range(5)):.3f} s"
-    )
-    one = _netem.parse_rules([{"to": addresses(2000), "rate": "10gbit"}])
-    shared = _netem.compile_device(DEVICE, one)
-    took = statistics.median(load(shared) for _ in range(5))
-    print(f"2,000 peers that share a rate, {len(shared):,} commands: {took:.3f} s")
+        cells = [f"{min(times[name]):.2f}" if times[name] else "-" for name in columns]
+        cells += [f"{statistics.median(loads[name]):.3f}" if loads[name] else "-" for name in columns[1:]]
+        print(f"{peers:>6}" + "".join(f"{cell:>10}" for cell in cells), flush=True)
 
 
 if __name__ == "__main__":
