@@ -110,10 +110,13 @@ class Host:
         )
         if dry:
             return outcome
-        self._arm(revert_after if wanted else 0, sorted(set(wanted) | set(state)), state)
+        # The timer outlives the rules at both ends: started before the first of them, stopped after the last.
+        if wanted:
+            self._arm(revert_after, sorted(set(wanted) | set(state)), state)
         if changed:
             self._change(changed, wanted, state)
         if not wanted:
+            self._arm(0, (), {})
             self._forget()
         return outcome
 

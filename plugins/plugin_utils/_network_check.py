@@ -339,7 +339,8 @@ def judge(
         if len(near) > 1:
             noise = statistics.variance(baseline.received) if len(baseline.received) > 1 else 0.0
             spread = math.sqrt(max(0.0, statistics.variance(near) - noise))
-        chance = 2.58 / math.sqrt(2 * max(1, len(received) - 1))
+        # Of a normal distribution. A heavy tail makes the deviation of a sample vary about twice as much (kurtosis 8).
+        chance = 2.58 / math.sqrt(2 * max(1, len(received) - 1)) * (2 if probe.skewed else 1)
         room = max((allowed.jitter + chance) * probe.jitter, allowed.jitter_ms)
         findings.append(Finding("jitter", "ms", probe.jitter, spread, probe.jitter - room, probe.jitter + room))
     lost = 100 * (1 - len(received) / sent) if sent else None
