@@ -115,5 +115,11 @@ def make_plan(project: pathlib.Path, exp: str, overrides: str, seed: int | None)
         text = (project / source).read_bytes().decode("utf-8-sig")
     except UnicodeDecodeError as exc:
         raise StartlineError(f"{source}: is not UTF-8 (byte {exc.start}): save it as UTF-8") from exc
-    experiment = _experiment.load_experiment(text, source, overrides, exists=lambda path: (project / path).exists())
+    experiment = _experiment.load_experiment(
+        text,
+        source,
+        overrides,
+        exists=lambda path: (project / path).exists(),
+        read=lambda path: (project / path).read_text(encoding="utf-8"),
+    )
     return _plan.expand(experiment, seed=seed)

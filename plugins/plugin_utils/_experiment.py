@@ -20,7 +20,8 @@ import re
 import types
 import typing as t
 
-from ansible_collections.startline.lab.plugins.plugin_utils import _template
+from ansible_collections.startline.lab.plugins.module_utils._netem import DISTRIBUTIONS, NetemError
+from ansible_collections.startline.lab.plugins.plugin_utils import _netem, _network_profile, _template
 from ansible_collections.startline.lab.plugins.plugin_utils._document import (
     Document,
     Path,
@@ -250,6 +251,20 @@ def _glob(value: str) -> str:
     return value
 
 
+def _quantity(key: str) -> pydantic.PlainValidator:
+    """Reads a quantity of the network: a text with its unit, `none`, or a template of parameters."""
+
+    def read(value: t.Any) -> str:
+        if isinstance(value, str) and _template.is_template(value):
+            return value
+        try:
+            return _netem.check_value(key, value)
+        except NetemError as exc:
+            raise _refuse(str(exc), "docs/network.md lists the quantities of a link and their units.") from exc
+
+    return pydantic.PlainValidator(read)
+
+
 _COUNT_SCHEMA: t.Final = {
     "anyOf": [{"type": "integer", "minimum": 1}, {"type": "string", "pattern": r"\{[{%]"}],
     "examples": [8, "{{ parties }}"],
@@ -281,6 +296,30 @@ _PARAMETER_SCHEMA: t.Final = {
     "anyOf": [_SCALAR_SCHEMA, {"type": "array", "items": _SCALAR_SCHEMA, "minItems": 1, "uniqueItems": True}]
 }
 _POINT_SCHEMA: t.Final = {"type": "object", "additionalProperties": _SCALAR_SCHEMA, "minProperties": 1}
+
+_TEMPLATE_OR_NONE: t.Final = r"\{[{%]|^none$"
+
+
+def _quantity_schema(pattern: str, *examples: str) -> _Schema:
+    return _Schema(
+        {
+            "type": "string",
+            "pattern": f"^\\s*\\d+(\\.\\d+)?\\s*{pattern}\\s*$|{_TEMPLATE_OR_NONE}",
+            "examples": [*examples],
+        }
+    )
+
+
+def _choice_schema(*choices: str) -> _Schema:
+    return _Schema({"anyOf": [{"enum": [*choices, "none"]}, {"type": "string", "pattern": r"\{[{%]"}]})
+
+
+_TIME_SCHEMA: t.Final = _quantity_schema("(us|ms|s)", "40ms", "250us")
+_RATE_SCHEMA: t.Final = _quantity_schema("([kKmMgG]?[bB]it)(/s)?", "200mbit", "64kbit")
+_PERCENT_SCHEMA: t.Final = _quantity_schema("%", "0.1%")
+_BURST_SCHEMA: t.Final = _Schema(
+    {"anyOf": [{"type": "number", "exclusiveMinimum": 1}, {"type": "string", "pattern": _TEMPLATE_OR_NONE}]}
+)
 
 Count = t.Annotated[int | str, pydantic.PlainValidator(_count), _Schema(_COUNT_SCHEMA)]
 Duration = t.Annotated[int | float, pydantic.PlainValidator(_duration), _Schema(_DURATION_SCHEMA)]
@@ -382,6 +421,11 @@ class _Model(pydantic.BaseModel):
     model_config = pydantic.ConfigDict(extra="forbid", frozen=True, strict=True)
 
 
+def _beside(source: str, path: str) -> str:
+    """Where a path in the experiment file `source` leads: relative to the project as that is, or absolute."""
+    return os.path.normpath(os.path.join(os.path.dirname(source), path))
+
+
 class Site(_Model):
     """A named place: an AWS region with a network of its own."""
 
@@ -465,7 +509,7 @@ class Artifact(_Model):
 
     def path(self, source: str) -> str:
         """Where it is: relative to the project as the experiment file `source` is, or absolute."""
-        return os.path.normpath(os.path.join(os.path.dirname(source), self.src))
+        return _beside(source, self.src)
 
 
 class Barrier(_Model):
@@ -495,6 +539,54 @@ class Barrier(_Model):
     transport: Transport = pydantic.Field(
         default="tcp",
         description="How hosts reach the rendezvous: tcp, or s3 (letters in the bucket) where there is no route to it.",
+    )
+
+
+class Link(_Model):
+    """What lies between two ends. `none` takes away what a wider rule gives."""
+
+    profile: str | None = pydantic.Field(
+        default=None,
+        description="A ready-made link (aws, wan, 3g, ...) or a topology file (.json), for what is not given here.",
+    )
+    rtt: t.Annotated[str | None, _quantity("rtt"), _TIME_SCHEMA] = pydantic.Field(
+        default=None, description="Round trip time that is added, half of it on each side: 80ms."
+    )
+    delay: t.Annotated[str | None, _quantity("delay"), _TIME_SCHEMA] = pydantic.Field(
+        default=None, description="Delay that is added in each direction: 40ms. In place of rtt."
+    )
+    jitter: t.Annotated[str | None, _quantity("jitter"), _TIME_SCHEMA] = pydantic.Field(
+        default=None, description="Standard deviation of the round trip time (of the delay, if that is given): 1ms."
+    )
+    distribution: t.Annotated[str | None, _quantity("distribution"), _choice_schema(*DISTRIBUTIONS)] = pydantic.Field(
+        default=None, description="How the delay varies: normal if left out."
+    )
+    loss: t.Annotated[str | None, _quantity("loss"), _PERCENT_SCHEMA] = pydantic.Field(
+        default=None, description="Share of the packets that are lost, in each direction: 0.1%."
+    )
+    loss_burst: t.Annotated[str | None, _quantity("loss_burst"), _BURST_SCHEMA] = pydantic.Field(
+        default=None, description="Mean number of packets lost in a row. Left out: each is lost on its own."
+    )
+    rate: t.Annotated[str | None, _quantity("rate"), _RATE_SCHEMA] = pydantic.Field(
+        default=None, description="What a host may send to all hosts at the other end together: 200mbit."
+    )
+    rate_per: t.Annotated[str | None, _quantity("rate_per"), _choice_schema(*_netem.RATE_PER)] = pydantic.Field(
+        default=None, description="pair: each pair of hosts has a rate of its own. Left out: host."
+    )
+    queue: t.Annotated[str | None, _quantity("queue"), _TIME_SCHEMA] = pydantic.Field(
+        default=None, description="How long packets may wait for the rate. Left out: a round trip, 50ms at least."
+    )
+    corrupt: t.Annotated[str | None, _quantity("corrupt"), _PERCENT_SCHEMA] = pydantic.Field(
+        default=None, description="Share of the packets with a bit turned over."
+    )
+    duplicate: t.Annotated[str | None, _quantity("duplicate"), _PERCENT_SCHEMA] = pydantic.Field(
+        default=None, description="Share of the packets that arrive twice."
+    )
+    reorder: t.Annotated[str | None, _quantity("reorder"), _PERCENT_SCHEMA] = pydantic.Field(
+        default=None, description="Share of the packets that are not delayed, and so overtake others."
+    )
+    oneway: bool = pydantic.Field(
+        default=False, description="Only from the first end to the second. Left out: both directions."
     )
 
 
@@ -551,6 +643,10 @@ class ExperimentFile(_Model):
     timeout: Duration = pydantic.Field(
         default=120, description="How long the commands of one trial may run: seconds, or with a unit (2m)."
     )
+    network: dict[str, dict[str, Link]] = pydantic.Field(
+        default={},
+        description="What lies between two ends, each a group, a site, a host (party-0) or all: {party: {party: {rtt: 80ms}}}.",
+    )
     barrier: Barrier = pydantic.Field(default_factory=Barrier, description="When a trial may start, and when it stops.")
     collect: list[Glob] = pydantic.Field(
         default=[],
@@ -579,6 +675,7 @@ class Experiment:
     source: str
     spec: ExperimentFile
     document: Document
+    topologies: t.Mapping[str, _network_profile.Topology] = dataclasses.field(default_factory=dict)
 
     @property
     def axes(self) -> dict[str, list[Scalar]]:
@@ -592,7 +689,12 @@ class Experiment:
 
 
 def load_experiment(
-    text: str, source: str, overrides: str = "", *, exists: t.Callable[[str], bool] = lambda path: True
+    text: str,
+    source: str,
+    overrides: str = "",
+    *,
+    exists: t.Callable[[str], bool] = lambda path: True,
+    read: t.Callable[[str], str] = lambda path: pathlib.Path(path).read_text(encoding="utf-8"),
 ) -> Experiment:
     """Check an experiment and everything it names.
 
@@ -602,6 +704,7 @@ def load_experiment(
             absolute.
         overrides: what ``-e set=...`` gave: ``path=value`` with YAML values, between commas.
         exists: whether a path (relative to the project, or absolute) is there.
+        read: the text of such a path; for topology files.
 
     Raises:
         ExperimentError: with every problem that there is.
@@ -630,7 +733,7 @@ def load_experiment(
         problems += _check(spec, document, source, exists, problems, pruned)
     if problems or spec is None:
         raise ExperimentError(problems)
-    return Experiment(name, source, spec, document)
+    return Experiment(name, source, spec, document, _topologies(spec, document, source, read))
 
 
 def _validate(document: Document) -> tuple[ExperimentFile | None, list[Problem], set[Path]]:
@@ -776,6 +879,7 @@ def _check(
         *_check_groups(spec, document, names, known),
         *_check_quorum(spec, document, names),
         *_check_artifacts(spec, document, names, source, exists),
+        *_check_network(spec, document, names, source, exists),
         *_check_parameters(spec, document, names),
         *_check_templates(spec, document, names),
     ]
@@ -912,6 +1016,75 @@ def _check_artifacts(
             users.setdefault((group, dest), index)
 
 
+def _check_network(
+    spec: ExperimentFile, document: Document, names: _Names, source: str, exists: t.Callable[[str], bool]
+) -> t.Iterator[Problem]:
+    ends = (_netem.ALL, *names.groups, *names.sites)
+    for one, others in spec.network.items():
+        for other, link in others.items():
+            path: Path = ("network", one, other)
+            for end, where in ((one, path[:2]), (other, path)):
+                if end in names.groups and end in names.sites:
+                    yield document.problem(where, f"{end} is a group and a site", "Rename one of them.")
+                elif end not in ends and end.rpartition("-")[0] not in names.groups:
+                    remedy = f"{did_you_mean(end, ends, 'There are')} Or a host, as in {names.groups[0]}-0."
+                    yield document.problem(where, f"{end} is not a group, a site or a host", remedy)
+            if link.rtt is not None and link.delay is not None:
+                remedy = "Give one: rtt is both directions together, delay is each."
+                yield document.problem(path, "has both rtt and delay", remedy)
+            if link.rtt is not None and link.oneway:
+                yield document.problem((*path, "rtt"), "a one-way link has no round trip", "Give its delay.")
+            yield from _check_profile(link.profile, document, (*path, "profile"), source, exists)
+
+
+def _check_profile(
+    profile: str | None, document: Document, path: Path, source: str, exists: t.Callable[[str], bool]
+) -> t.Iterator[Problem]:
+    if profile is None or _template.is_template(profile) or profile in (*_network_profile.NAMES, _netem.NONE):
+        return
+    if not profile.endswith(".json"):
+        remedy = did_you_mean(profile, _network_profile.NAMES, "Profiles") + " Or a topology file, ending in .json."
+        yield document.problem(path, f"{profile} is not a profile", remedy)
+    elif not exists(_beside(source, profile)):
+        yield document.problem(
+            path, f"there is no file {_beside(source, profile)}", "It is relative to the experiment file."
+        )
+
+
+def _topologies(
+    spec: ExperimentFile, document: Document, source: str, read: t.Callable[[str], str]
+) -> dict[str, _network_profile.Topology]:
+    """The topology files that the network names, by the name it gives them.
+
+    Raises:
+        ExperimentError: what is wrong in them.
+    """
+    topologies: dict[str, _network_profile.Topology] = {}
+    problems: list[Problem] = []
+    known = {_network_profile.node_key(name) for name in (*spec.groups, *spec.sites)}
+    for one, others in spec.network.items():
+        for other, link in others.items():
+            path: Path = ("network", one, other, "profile")
+            if link.profile is None or not link.profile.endswith(".json") or _template.is_template(link.profile):
+                continue
+            try:
+                topology = _network_profile.parse_topology(read(_beside(source, link.profile)))
+            except (OSError, UnicodeDecodeError, _network_profile.ProfileError) as exc:
+                problems.append(document.problem(path, f"{link.profile}: {exc}", "docs/network.md shows the form."))
+                continue
+            topologies[link.profile] = topology
+            for key, node in topology.nodes.items():
+                if key not in known:
+                    message = f"{link.profile}: there is no group or site for node {node}"
+                    remedy = (
+                        did_you_mean(node, (*spec.groups, *spec.sites), "There are") + " Case, - and _ do not count."
+                    )
+                    problems.append(document.problem(path, message, remedy))
+    if problems:
+        raise ExperimentError(problems)
+    return topologies
+
+
 def _check_parameters(spec: ExperimentFile, document: Document, names: _Names) -> t.Iterator[Problem]:
     for name in spec.parameters:
         path: Path = ("parameters", name)
@@ -991,6 +1164,11 @@ def _templates(
             yield ("groups", name, "command"), group.command, for_hosts
         for variable, value in group.environment.items():
             yield ("groups", name, "environment", variable), value, for_hosts
+    for one, others in spec.network.items():
+        for other, link in others.items():
+            for key, value in link.model_dump(exclude_none=True).items():
+                if _template.is_template(value):
+                    yield ("network", one, other, key), value, for_points
 
 
 # --- experiments of a project -----------------------------------------------------------------------------------------

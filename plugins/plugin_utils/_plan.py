@@ -9,6 +9,7 @@ from __future__ import annotations
 import collections
 import dataclasses
 import fractions
+import functools
 import hashlib
 import ipaddress
 import itertools
@@ -17,7 +18,7 @@ import math
 import re
 import typing as t
 
-from ansible_collections.startline.lab.plugins.plugin_utils import _template, _trial
+from ansible_collections.startline.lab.plugins.plugin_utils import _netem, _network_profile, _template, _trial
 from ansible_collections.startline.lab.plugins.plugin_utils._document import Path
 from ansible_collections.startline.lab.plugins.plugin_utils._errors import ExperimentError, PlanError, Problem
 from ansible_collections.startline.lab.plugins.plugin_utils._hosts_config import version_key
@@ -111,6 +112,12 @@ def expand(experiment: Experiment, *, seed: int | None = None) -> Plan:
     _check_room(experiment, counts, groups, sites)
     rendezvous = spec.rendezvous or ("coordinator" if "coordinator" in groups else next(iter(groups)))
     trials = _trials(experiment, points, seed)
+    members = [
+        {"name": f"{group}-{index}", "group": group, "index": index, "site": groups[group]["site"]}
+        for group, count in counts.items()
+        for index in range(count)
+    ]
+    networks = _networks(experiment, points, trials, members, {name: site["region"] for name, site in sites.items()})
     # A trial that starts with others than were meant has got ready twice.
     alike = all(not trial["spares"] and sum(trial["least"].values()) == len(trial["members"]) for trial in trials)
     ready = spec.barrier.deadline * (1 if alike else 2)
@@ -128,11 +135,7 @@ def expand(experiment: Experiment, *, seed: int | None = None) -> Plan:
         "order": spec.order,
         "sites": sites,
         "groups": groups,
-        "members": [
-            {"name": f"{group}-{index}", "group": group, "index": index, "site": groups[group]["site"]}
-            for group, count in counts.items()
-            for index in range(count)
-        ],
+        "members": members,
         "rendezvous": f"{rendezvous}-0",
         "runtime": {"packages": list(dict.fromkeys(spec.runtime.packages))},
         "artifacts": [
@@ -148,6 +151,7 @@ def expand(experiment: Experiment, *, seed: int | None = None) -> Plan:
         "worst_case": worst_case,
         "expires_after": spec.expires_after if spec.expires_after is not None else max(3600, 2 * worst_case + 3600),
         "collect": list(spec.collect),
+        "networks": networks,
         "trials": trials,
     }
     plan["digest"] = digest(plan)
@@ -337,6 +341,78 @@ def _trials(experiment: Experiment, points: list[_Point], seed: int) -> list[dic
                 }
             )
     return trials
+
+
+def _networks(
+    experiment: Experiment,
+    points: list[_Point],
+    trials: list[dict[str, t.Any]],
+    members: list[dict[str, t.Any]],
+    regions: dict[str, str | None],
+) -> dict[str, list[dict[str, t.Any]]]:
+    """The links of each different network of the sweep; every trial gets the name of its own, or None.
+
+    Raises:
+        ExperimentError: values that are none or do not go together, at any point.
+    """
+    networks: dict[str, list[dict[str, t.Any]]] = {}
+    known = {member["name"] for member in members}
+    names: dict[bytes, str] = {}
+    by_values: dict[bytes, str | None] = {}
+    problems: list[Problem] = []
+
+    @functools.cache  # most points of a sweep have the network of another
+    def resolved(rules: tuple[_netem.NetworkRule, ...]) -> tuple[list[dict[str, t.Any]], bytes]:
+        links, faults = _netem.links(rules, members, regions, experiment.topologies)
+        problems.extend(experiment.document.problem(("network", *f.path), f.message, f.remedy) for f in faults)
+        return links, canonical(links)
+
+    for point in points:
+        rules, found = _network_rules(experiment, point, known)
+        problems += found
+        links, key = resolved(() if found else tuple(rules))
+        if links and key not in names:
+            names[key] = f"network-{len(names) + 1}"
+            networks[names[key]] = links
+        by_values[canonical(point.values)] = names.get(key)
+    if problems:
+        raise ExperimentError(problems)
+    for trial in trials:
+        trial["network"] = by_values[canonical(trial["point"])]
+    return networks
+
+
+def _network_rules(
+    experiment: Experiment, point: _Point, members: t.Container[str]
+) -> tuple[list[_netem.NetworkRule], list[Problem]]:
+    """The rules of the network at a point, without templates."""
+    rules = []
+    problems: list[Problem] = []
+    named = {_netem.ALL, *experiment.spec.groups, *experiment.spec.sites}
+    for one, others in experiment.spec.network.items():
+        for other, link in others.items():
+            path: Path = ("network", one, other)
+            for end in (one, other):
+                if end not in named and end not in members:
+                    remedy = "Hosts are counted from 0 within their group."
+                    problems.append(experiment.document.problem(path, f"there is no host {end}", remedy))
+            values = link.model_dump(exclude_none=True)
+            for key, value in values.items():
+                if not _template.is_template(value):
+                    continue
+                try:
+                    text = _template.render(value, point.parameters).strip()
+                    values[key] = (
+                        _network_profile.check_name(text) if key == "profile" else _netem.check_value(key, text)
+                    )
+                except ValueError as exc:
+                    problems.append(
+                        experiment.document.problem(
+                            (*path, key), f"at {point}: {exc}", "docs/network.md lists the units."
+                        )
+                    )
+            rules.append(_netem.NetworkRule(one, other, tuple(values.items())))
+    return rules, problems
 
 
 def _shuffle_key(seed: int, block: str, values: dict[str, Scalar]) -> bytes:

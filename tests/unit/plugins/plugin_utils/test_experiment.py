@@ -117,7 +117,7 @@ def test_the_committed_experiments_are_right() -> None:
     ("addition", "line", "path", "message", "remedy"),
     [
         ("repeat: 3", 3, "repeat", "not a key", "Did you mean repeats?"),
-        ("network: {}", 3, "network", "not a key", "Known here: description"),
+        ("netz: {}", 3, "netz", "not a key", "Known here: description"),
         ("barrier: {dedline: 3}", 3, "barrier.dedline", "not a key", "Did you mean deadline?"),
         ("repeats: 0", 3, "repeats", "at least 1, not 0", "How often"),
         ("repeats: '3'", 3, "repeats", 'whole number, not "3"', "How often"),

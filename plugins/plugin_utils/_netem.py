@@ -1,0 +1,332 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The network of an experiment: from rules between names to what each host does with what it sends.
+
+A rule names two ends (a host, a group, a site, or `all`) and says what lies between them. It holds in both directions
+unless it is `oneway`. Of several rules for a pair each quantity comes from the narrowest that gives it; two that are
+equally narrow must agree. The result is in the plan as *links*: from which members, to which members, and what happens
+on the way. Every ordered pair of members is in one link at most::
+
+    {"from": ["party-0", "party-1"], "to": ["party-0", "party-1"], "shape": {"delay": "40ms"}, "rate_per": "host"}
+
+Each host shapes what it sends, so a round trip is made of two halves: delay = rtt / 2 on each side. Jitter is a
+standard deviation; the two directions vary independently, so that their variances add up, and a round trip's jitter j
+is made of j / sqrt(2) on each side. A rate is what one host may send to all members of the link together, or to each
+of them (``rate_per: pair``). This util is PRIVATE to the collection.
+"""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import math
+import typing as t
+
+from ansible_collections.startline.lab.plugins.module_utils import _netem
+from ansible_collections.startline.lab.plugins.plugin_utils import _network_profile
+from ansible_collections.startline.lab.plugins.plugin_utils._hosts_config import version_key
+from ansible_collections.startline.lab.plugins.plugin_utils._network_profile import ProfileError, Topology
+
+#: Every host.
+ALL: t.Final = "all"
+#: A quantity that a wider rule gives is taken away by this.
+NONE: t.Final = "none"
+#: How a rate may be shared.
+RATE_PER: t.Final = ("host", "pair")
+
+Path = tuple[str | int, ...]
+Values = t.Mapping[str, t.Any]
+Hosts = t.Mapping[str, t.Mapping[str, t.Any]]
+
+
+class Fault(t.NamedTuple):
+    """What is wrong with the network. `path` is below the experiment's ``network``."""
+
+    path: Path
+    message: str
+    remedy: str
+
+
+@dataclasses.dataclass(frozen=True)
+class NetworkRule:
+    """What the user said of two ends: keys of the experiment file and their values, without templates."""
+
+    source: str
+    target: str
+    given: tuple[tuple[str, t.Any], ...]
+
+    @property
+    def path(self) -> Path:
+        return (self.source, self.target)
+
+    @property
+    def values(self) -> dict[str, t.Any]:
+        return dict(self.given)
+
+    @property
+    def oneway(self) -> bool:
+        return bool(self.values.get("oneway"))
+
+
+@dataclasses.dataclass(frozen=True)
+class _Kind:
+    """Members that no rule tells apart. `names` are those by which rules name them, with how narrow each is."""
+
+    names: t.Mapping[str, int]
+    members: tuple[str, ...]
+    nodes: tuple[str, ...]
+    region: str | None
+
+
+class _Value(t.NamedTuple):
+    value: t.Any
+    narrow: int
+    path: Path
+
+
+# --- one quantity -----------------------------------------------------------------------------------------------------
+
+
+def check_value(key: str, value: t.Any) -> str:
+    """A quantity of a rule as it is shown everywhere, or `none`.
+
+    Raises:
+        NetemError: it is none; with what to write.
+    """
+    if value == NONE:
+        return NONE
+    if key == "rate_per":
+        if value not in RATE_PER:
+            raise _netem.NetemError(f"{value} is not one of {', '.join(RATE_PER)}")
+        return str(value)
+    parse, show = _netem.QUANTITIES["delay" if key == "rtt" else key]
+    return show(parse(value))
+
+
+# --- from rules to links ----------------------------------------------------------------------------------------------
+
+
+def links(
+    rules: t.Sequence[NetworkRule],
+    members: t.Sequence[t.Mapping[str, t.Any]],
+    regions: t.Mapping[str, str | None],
+    topologies: t.Mapping[str, Topology] | None = None,
+) -> tuple[list[dict[str, t.Any]], list[Fault]]:
+    """The links between the members, and what is wrong with the rules.
+
+    Args:
+        rules: in the order of the file; their names are known to be right.
+        members: of the plan.
+        regions: of each site; None where it has none.
+        topologies: by the name that a rule's profile gives.
+    """
+    kinds = _kinds(rules, members, regions)
+    faults: dict[Fault, None] = {}
+    found: dict[tuple[str, str, Path], dict[int, set[int]]] = {}
+    shapes: dict[tuple[str, str, Path], tuple[dict[str, str], str]] = {}
+    for i, one in enumerate(kinds):
+        for j, other in enumerate(kinds):
+            if i == j and len(one.members) == 1:
+                continue
+            values = _between(rules, one, other, topologies or {}, faults)
+            shape, wrong = _shape(values)
+            faults.update(dict.fromkeys(wrong))
+            if wrong or shape.neutral:
+                continue
+            per = str(values["rate_per"].value) if "rate_per" in values and shape.rate else "host"
+            # A rate belongs to the rule that gives it; where there is none, links of one shape are one.
+            key = (str(shape), per, values["rate"].path if shape.rate else ())
+            found.setdefault(key, {}).setdefault(i, set()).add(j)
+            shapes[key] = (shape.as_dict(), per)
+    result = []
+    for key, targets in found.items():
+        # Sources that have the same targets are one link.
+        groups: dict[frozenset[int], list[int]] = {}
+        for i, js in targets.items():
+            groups.setdefault(frozenset(js), []).append(i)
+        for same, sources in groups.items():
+            shape_values, per = shapes[key]
+            result.append(
+                {
+                    "from": _members(kinds, sources, members),
+                    "to": _members(kinds, same, members),
+                    "shape": shape_values,
+                    "rate_per": per,
+                }
+            )
+    return result, list(faults)
+
+
+def _members(kinds: t.Sequence[_Kind], chosen: t.Iterable[int], members: t.Sequence[Values]) -> list[str]:
+    names = {name for index in chosen for name in kinds[index].members}
+    return [member["name"] for member in members if member["name"] in names]
+
+
+def _kinds(
+    rules: t.Sequence[NetworkRule], members: t.Sequence[Values], regions: t.Mapping[str, str | None]
+) -> list[_Kind]:
+    named = {name for rule in rules for name in rule.path}
+    kinds: dict[tuple[str, str, str], list[str]] = collections.defaultdict(list)
+    for member in members:
+        own = member["name"] if member["name"] in named else ""
+        kinds[member["site"], member["group"], own].append(member["name"])
+    return [
+        _Kind(
+            names={name: narrow for narrow, name in enumerate((ALL, site, group, own)) if name in named},
+            members=tuple(names),
+            nodes=(_network_profile.node_key(group), _network_profile.node_key(site)),
+            region=regions.get(site),
+        )
+        for (site, group, own), names in kinds.items()
+    ]
+
+
+def _between(
+    rules: t.Sequence[NetworkRule],
+    one: _Kind,
+    other: _Kind,
+    topologies: t.Mapping[str, Topology],
+    faults: dict[Fault, None],
+) -> dict[str, _Value]:
+    """Each quantity from the narrowest rule that gives it, for what `one` sends to `other`."""
+    chosen: dict[str, _Value] = {}
+    for rule in rules:
+        if rule.source in one.names and rule.target in other.names:
+            forward, narrow = True, one.names[rule.source] + other.names[rule.target]
+        elif not rule.oneway and rule.source in other.names and rule.target in one.names:
+            forward, narrow = False, one.names[rule.target] + other.names[rule.source]
+        else:
+            continue
+        try:
+            values = _oneway(rule, _profile(rule, one, other, forward, topologies))
+        except ProfileError as exc:
+            faults[Fault((*rule.path, "profile"), str(exc), "docs/network.md lists the profiles.")] = None
+            continue
+        for key, value in values.items():
+            before = chosen.get(key)
+            if before is None or narrow > before.narrow:
+                chosen[key] = _Value(value, narrow, rule.path)
+            elif narrow == before.narrow and value != before.value:
+                faults[_contradiction(key, before, value, rule.path, one, other)] = None
+    return {key: value for key, value in chosen.items() if value.value != NONE}
+
+
+def _contradiction(key: str, before: _Value, value: t.Any, path: Path, one: _Kind, other: _Kind) -> Fault:
+    def shown(given: t.Any) -> t.Any:
+        return _netem.QUANTITIES[key][1](given) if key in _netem.QUANTITIES and given != NONE else given
+
+    first = ".".join(map(str, before.path))
+    # The same words for both directions, so that it is said once.
+    ends = sorted((one.members[0], other.members[-1 if one is other else 0]))
+    message = (
+        f"{key} between {ends[0]} and {ends[1]} is {shown(value)} here and {shown(before.value)} in "
+        f"{first}, and neither rule is narrower"
+    )
+    return Fault(
+        path,
+        message,
+        "Remove one, name one of the ends more narrowly, or say oneway: true in both if directions differ.",
+    )
+
+
+def _profile(
+    rule: NetworkRule, one: _Kind, other: _Kind, forward: bool, topologies: t.Mapping[str, Topology]
+) -> Values:
+    name = rule.values.get("profile")
+    if name is None or name == NONE:
+        return {}
+    if name == _network_profile.AWS:
+        return _network_profile.aws_link(one.region, other.region)
+    if name in topologies:
+        topology = topologies[name]
+        ends = [next((node for node in kind.nodes if node in topology.nodes), "") for kind in (one, other)]
+        return topology.links.get((ends[0], ends[1]), {})
+    return _network_profile.LINKS[name]["forward" if forward else "backward"]
+
+
+def _oneway(rule: NetworkRule, profile: Values) -> dict[str, t.Any]:
+    """The quantities of one direction, in the units of `Shape`, or `none`.
+
+    What the rule says goes before the profile; a delay or a round trip replaces the other.
+    """
+    own = {key: value for key, value in rule.values.items() if value is not None}
+    given = dict(profile)
+    if "rtt" in own or "delay" in own:
+        given.pop("rtt", None)
+        given.pop("delay", None)
+    given.update(own)
+    result: dict[str, t.Any] = {}
+    for key, value in given.items():
+        if key in ("profile", "oneway"):
+            continue
+        name = "delay" if key == "rtt" else key
+        if value == NONE or key == "rate_per":
+            result[name] = value
+        else:
+            parsed = _netem.QUANTITIES[name][0](value)
+            result[name] = parsed // 2 if key == "rtt" else parsed
+    # Jitter is of the round trip, unless it stands beside a delay, which is one-way, or in a one-way rule.
+    if result.get("jitter", NONE) != NONE and "delay" not in given and not rule.oneway:
+        result["jitter"] = round(result["jitter"] / math.sqrt(2))
+    return result
+
+
+def _shape(values: t.Mapping[str, _Value]) -> tuple[_netem.Shape, list[Fault]]:
+    shape = _netem.Shape(**{key: given.value for key, given in values.items() if key in _netem.QUANTITIES})
+    faults = [
+        Fault((*values[key].path, key), message, "docs/network.md says what goes together.")
+        for key, message in _netem.check_shape(shape)
+    ]
+    if "rate_per" in values and not shape.rate:
+        path = (*values["rate_per"].path, "rate_per")
+        faults.append(Fault(path, "rate_per needs a rate", "Give the rate, or remove rate_per."))
+    return shape, faults
+
+
+# --- from links to hosts ----------------------------------------------------------------------------------------------
+
+
+def host_rules(
+    plan: t.Mapping[str, t.Any], trial: t.Mapping[str, t.Any], hosts: Hosts
+) -> dict[str, list[dict[str, t.Any]]]:
+    """What each member of a trial is to do: the argument `rules` of the module `netem`, by member.
+
+    Members that shape nothing have an empty list, so that rules of the trial before do not stay. A member without an
+    address cannot be reached, and is passed over: whether the trial goes on without it is not decided here.
+
+    Args:
+        plan: the plan.
+        trial: one of its trials.
+        hosts: by member: ``address``, and ``public_address`` where there is one. Both are shaped.
+    """
+    wanted = dict.fromkeys((*trial["members"], *trial["spares"]))
+    inside = [name for name in wanted if hosts.get(name, {}).get("address")]
+    addresses = {
+        name: sorted(
+            {str(hosts[name][key]) for key in ("address", "public_address") if hosts[name].get(key)}, key=version_key
+        )
+        for name in inside
+    }
+    rules: dict[str, list[dict[str, t.Any]]] = {name: [] for name in inside}
+    for link in network_links(plan, trial):
+        targets = [name for name in link["to"] if name in addresses]
+        for source in link["from"]:
+            peers = [addresses[name] for name in targets if name != source]
+            if source not in addresses or not peers:
+                continue
+            if link["rate_per"] == "host":
+                peers = [sorted((address for own in peers for address in own), key=version_key)]
+            rules[source] += [{"to": to, **link["shape"]} for to in peers]
+    return rules
+
+
+def network_links(plan: t.Mapping[str, t.Any], trial: t.Mapping[str, t.Any]) -> list[dict[str, t.Any]]:
+    """The links of a trial; empty where its network is left as it is."""
+    name = trial.get("network")
+    return list(plan["networks"][name]) if name else []
+
+
+def exemptions(rendezvous_port: int) -> list[dict[str, t.Any]]:
+    """What is never shaped in a trial: the argument `exempt` of the module `netem`. The rendezvous besides the
+    module's own: a slow network must not hold up the barrier. S3 is not among the members, so no rule touches it.
+    """
+    return [*(dict(entry) for entry in _netem.DEFAULT_EXEMPT), {"protocol": "tcp", "port": rendezvous_port}]

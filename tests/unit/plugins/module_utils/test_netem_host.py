@@ -1,0 +1,238 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Rules on a real kernel that has netem: what is in force, what is left, and what packets then meet."""
+
+from __future__ import annotations
+
+import json
+import re
+import typing as t
+
+import pytest
+
+from ansible_collections.startline.lab.tests.support import uml
+
+pytestmark = pytest.mark.skipif(bool(uml.missing()), reason=uml.missing())
+
+#: Runs on the host of its own. Timers are kept here instead of by systemd, and fire when the program says so.
+PROGRAM = r"""
+import json, os, re, statistics, threading
+from ansible_collections.startline.lab.plugins.module_utils._netem import DEFAULT_EXEMPT, NetemError, parse_exemptions, parse_rules
+from ansible_collections.startline.lab.plugins.module_utils._netem_host import Host
+
+timers, broken, results = {}, [], {}
+
+def run(command, text):
+    if command[0] == "systemd-run":
+        timers[command[command.index("--unit") + 1]] = command[command.index("/bin/sh"):]
+        return 0, "", ""
+    if command[0] == "systemctl":
+        timers.pop(command[2][:-len(".timer")], None)
+        return 0, "", ""
+    if broken and "-batch" in command and command[0] == broken[0]:
+        lines = text.split("\n")
+        at = next((i for i, line in enumerate(lines) if broken[1] in line), None)
+        if at is not None:
+            lines[at] = broken[2]
+            text = "\n".join(lines)
+    p = subprocess.run(command, input=text, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    return p.returncode, p.stdout, p.stderr
+
+host = Host(run)
+
+def ensure(*rules, after=0, dry=False):
+    outcome = host.ensure(parse_rules(rules), parse_exemptions(DEFAULT_EXEMPT), after, dry=dry)
+    return outcome.changed
+
+def tc():
+    return re.sub("direct_packets_stat [0-9]+", "", sh("tc qdisc show dev va; tc class show dev va; tc filter show dev va"))
+
+def ping(count=60, interval=5):
+    words = subprocess.run(f"fping -C {count} -p {interval} -t 900 -q 10.9.0.2", shell=True, stderr=subprocess.PIPE, text=True)
+    times = [float(word) for word in words.stderr.split(":")[1].split() if word != "-"]
+    return {"received": len(times), "median": statistics.median(times) if times else None}
+
+def refused(*rules, **kwargs):
+    try:
+        ensure(*rules, **kwargs)
+    except NetemError as exc:
+        return str(exc)
+
+clean = tc()
+SLOW = {"to": ["10.9.0.2"], "delay": "20ms"}
+LOSSY = {"to": ["10.9.0.2"], "delay": "5ms", "loss": "1%"}
+
+results["bare"] = ping()
+results["check"] = [ensure(SLOW, dry=True), tc() == clean]
+results["apply"] = [ensure(SLOW), ensure(SLOW), ping()]
+in_force = tc()
+sh("tc qdisc change dev va parent 57a1:1 handle 1: netem delay 1ms")
+results["drift"] = [ensure(SLOW, dry=True), ensure(SLOW), tc() == in_force]
+sh("tc qdisc del dev va root")
+results["flushed"] = [ensure(SLOW), tc() == in_force]
+
+NO_PARENT = "qdisc add dev va parent 57a1:99 bfifo"
+broken[:] = ["tc", "qdisc add dev va parent 57a1:1", NO_PARENT]
+message = refused(LOSSY)
+# The rules of before pass the broken tc too, so that putting them back fails: nothing is left.
+results["rollback impossible"] = [message, tc() == clean]
+broken[:] = []
+ensure(SLOW)
+broken[:] = ["tc", "loss 1%", NO_PARENT]
+results["rollback"] = [refused(LOSSY), tc() == in_force, ping()]
+broken[2] = "qdisc add dev va parent 57a1:1 nonsense"
+results["no netem"] = refused(LOSSY)
+broken[:] = []
+results["after rollback"] = [ensure(SLOW), ensure(LOSSY)]
+
+segments = lambda: int(re.search(r"gso_max_segs (\d+)", sh("ip -d link show dev va"))[1])
+results["segments"] = [segments(), ensure(SLOW), segments(), ensure(), segments()]
+results["absent"] = [tc() == clean, ensure(), os.listdir("/run/startline/netem")]
+
+ensure(SLOW, after=60)
+first = dict(timers)
+results["timers"] = [len(timers), ensure(SLOW, after=60), len(timers), list(timers) != list(first)]
+for command in first.values():
+    subprocess.run(command, check=True)
+results["old timer"] = tc() == in_force
+for command in timers.values():
+    subprocess.run(command, check=True)
+results["revert"] = [tc() == clean, segments(), sorted(os.listdir("/run/startline/netem"))]
+ensure(LOSSY, after=60)
+(command,) = [command for token, command in timers.items() if token not in first][-1:]
+subprocess.run(command, check=True)
+results["revert lossy"] = [tc() == clean, segments()]
+
+sh("tc qdisc add dev va root netem delay 1ms")
+foreign = tc()
+results["foreign"] = [refused(SLOW), ensure(), tc() == foreign]
+sh("tc qdisc del dev va root")
+
+IN = {"to": ["10.9.0.2"], "direction": "ingress", "delay": "20ms"}
+results["ingress"] = [ensure(IN), ensure(IN), ping(), tc().count("netem"), ensure({**SLOW, "delay": "10ms"}, IN), ping(), ensure()]
+results["ingress absent"] = [tc() == clean, "sl-ifb" in sh("ip link")]
+sh("tc qdisc add dev va ingress")
+results["foreign ingress"] = [refused(IN), ensure(SLOW), ensure(), "ingress" in tc()]
+sh("tc qdisc del dev va ingress")
+
+ensure(SLOW)
+os.unlink("/run/startline/netem/state.json")
+results["state lost"] = [ensure(SLOW), tc() == in_force, os.unlink("/run/startline/netem/state.json"), ensure(), tc() == clean]
+
+sh("ip link add vc type veth peer name vd; ip link set vd up; ip addr add 10.8.0.1/24 dev vc; ip link set vc up")
+results["two devices"] = [
+    ensure({"to": ["10.9.0.2", "10.8.0.2", "10.9.0.1"], "delay": "1ms"}),
+    sorted(set(re.findall(r"netem .*dev (\S+)", sh("tc qdisc show")))),
+    ensure(SLOW),
+    sorted(set(re.findall(r"netem .*dev (\S+)", sh("tc qdisc show")))),
+    ensure(),
+]
+results["no route"] = refused({"to": ["10.9.0.2", "192.0.2.1", "192.0.2.2"], "delay": "1ms"})
+
+ensure({**SLOW, "delay": "200ms"})
+LISTEN = "import socket, time; s = [socket.create_server(('10.9.0.2', p)) for p in (22, 80)]; print(flush=True); time.sleep(60)"
+server = subprocess.Popen(["ip", "netns", "exec", "b", sys.executable, "-c", LISTEN], stdout=subprocess.PIPE)
+server.stdout.readline()
+def connect(port):
+    import socket, time
+    start = time.monotonic()
+    socket.create_connection(("10.9.0.2", port), 5).close()
+    return time.monotonic() - start
+results["exempt"] = [connect(22), connect(80)]
+server.kill()
+ensure()
+print(json.dumps(results))
+"""
+
+
+@pytest.fixture(scope="module")
+def results() -> dict[str, t.Any]:
+    return t.cast("dict[str, t.Any]", json.loads(uml.run(PROGRAM).splitlines()[-1]))
+
+
+def test_check_mode_changes_nothing(results: dict[str, t.Any]) -> None:
+    assert results["check"] == [True, True]
+
+
+def test_packets_are_late_and_a_second_run_changes_nothing(results: dict[str, t.Any]) -> None:
+    first, second, ping = results["apply"]
+    assert (first, second) == (True, False)
+    assert results["bare"]["median"] < 2
+    assert 20 <= ping["median"] < 22
+
+
+def test_what_anybody_changed_is_noticed_and_put_right(results: dict[str, t.Any]) -> None:
+    assert results["drift"] == [True, True, True]
+    assert results["flushed"] == [True, True]
+
+
+def test_tc_that_fails_in_the_middle_leaves_what_there_was(results: dict[str, t.Any]) -> None:
+    message, unchanged, ping = results["rollback"]
+    assert message.startswith("tc qdisc add dev va parent 57a1:1 handle 1: netem ")
+    assert message.endswith("The rules of before are in force")
+    assert unchanged
+    assert 20 <= ping["median"] < 22
+    assert results["after rollback"] == [False, True]
+
+
+def test_a_kernel_without_netem_has_a_remedy(results: dict[str, t.Any]) -> None:
+    assert re.match(r"the kernel of this host \(6\.\S+\) has no netem", results["no netem"])
+    assert "linux-modules-extra" in results["no netem"]
+    assert results["no netem"].endswith("The rules of before are in force")
+
+
+def test_rules_that_cannot_be_put_back_leave_nothing_and_say_so(results: dict[str, t.Any]) -> None:
+    message, clean = results["rollback impossible"]
+    assert "Nor could the rules of before be put back" in message
+    assert clean
+
+
+def test_segmentation_offload_is_off_while_packets_are_lost(results: dict[str, t.Any]) -> None:
+    lossy, _changed, slow, _removed, clean = results["segments"]
+    assert (lossy, slow, clean) == (1, 65535, 65535)
+
+
+def test_nothing_is_left(results: dict[str, t.Any]) -> None:
+    assert results["absent"] == [True, False, ["lock"]]
+
+
+def test_rules_that_nobody_renews_remove_themselves(results: dict[str, t.Any]) -> None:
+    assert results["timers"] == [1, False, 1, True]
+    assert results["old timer"] is True
+    assert results["revert"] == [True, 65535, ["lock"]]
+    assert results["revert lossy"] == [True, 65535]
+
+
+def test_rules_of_somebody_else_stay(results: dict[str, t.Any]) -> None:
+    message, changed, unchanged = results["foreign"]
+    assert "va has a root qdisc of somebody else (8" in message
+    assert "tc qdisc del dev va root" in message
+    assert (changed, unchanged) == (False, True)
+    message, *rest = results["foreign ingress"]
+    assert "va has an ingress qdisc of somebody else" in message
+    assert rest == [True, True, True]
+
+
+def test_what_comes_in_can_be_shaped(results: dict[str, t.Any]) -> None:
+    first, second, ping, on_va, both, ping_both, removed = results["ingress"]
+    assert (first, second, on_va, both, removed) == (True, False, 0, True, True)
+    assert 20 <= ping["median"] < 22
+    assert 30 <= ping_both["median"] < 32
+    assert results["ingress absent"] == [True, False]
+
+
+def test_rules_are_recognised_without_any_memory(results: dict[str, t.Any]) -> None:
+    assert results["state lost"] == [True, True, None, True, True]
+
+
+def test_every_link_of_a_host_is_shaped(results: dict[str, t.Any]) -> None:
+    assert results["two devices"] == [True, ["va", "vc"], True, ["va"], True]
+
+
+def test_an_address_without_a_route_is_named(results: dict[str, t.Any]) -> None:
+    assert results["no route"] == "this host has no route to 192.0.2.1, 192.0.2.2"
+
+
+def test_the_way_in_stays_fast(results: dict[str, t.Any]) -> None:
+    ssh, web = results["exempt"]
+    assert ssh < 0.1
+    assert 0.2 <= web < 0.4

@@ -1,0 +1,292 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""From the network of an experiment to the rules of each host."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import typing as t
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ansible_collections.startline.lab.plugins.module_utils import _netem as tc
+from ansible_collections.startline.lab.plugins.plugin_utils import _netem, _network_profile, _plan
+from ansible_collections.startline.lab.plugins.plugin_utils._errors import ExperimentError, Problem
+from ansible_collections.startline.lab.plugins.plugin_utils._experiment import load_experiment
+
+BASE = """
+sites:
+  us: {region: us-east-1}
+  eu: {region: eu-central-1}
+groups:
+  party: {site: us, count: 3}
+  chain: {site: eu, count: 2}
+command: run {{ rank }}
+"""
+
+
+def plan(network: str, rest: str = "", **kwargs: t.Any) -> dict[str, t.Any]:
+    return _plan.expand(load_experiment(f"{BASE}network: {network}\n{rest}", "experiments/demo.yml", **kwargs))
+
+
+def problems(network: str, rest: str = "", **kwargs: t.Any) -> tuple[Problem, ...]:
+    with pytest.raises(ExperimentError) as caught:
+        plan(network, rest, **kwargs)
+    return caught.value.problems
+
+
+def pairs(network: str, rest: str = "", **kwargs: t.Any) -> dict[tuple[str, str], dict[str, str]]:
+    """What lies between each ordered pair; a pair that is in two links fails."""
+    expanded = plan(network, rest, **kwargs)
+    found: dict[tuple[str, str], dict[str, str]] = {}
+    for link in _netem.network_links(expanded, expanded["trials"][0]):
+        for pair in itertools.product(link["from"], link["to"]):
+            if pair[0] != pair[1]:
+                assert pair not in found
+                found[pair] = link["shape"]
+    return found
+
+
+# --- what lies between whom -------------------------------------------------------------------------------------------
+
+
+def test_no_network_is_none() -> None:
+    expanded = plan("{}")
+    assert expanded["networks"] == {}
+    assert expanded["trials"][0]["network"] is None
+    assert pairs("{party: {chain: {rtt: 0ms}}}") == {}
+
+
+def test_a_group_with_itself() -> None:
+    found = pairs("{party: {party: {rtt: 80ms, jitter: 1ms, loss: 0.1%, rate: 200mbit}}}")
+    shape = {"delay": "40ms", "jitter": "707.107us", "distribution": "normal", "loss": "0.1%", "rate": "200mbit"}
+    assert found == dict.fromkeys(itertools.permutations(["party-0", "party-1", "party-2"], 2), shape)
+
+
+def test_a_rule_holds_both_ways_unless_it_is_oneway() -> None:
+    found = pairs("{us: {eu: {delay: 40ms, jitter: 1ms}}}")
+    assert len(found) == 12
+    assert {shape["jitter"] for shape in found.values()} == {"1ms"}
+    found = pairs("{us: {eu: {delay: 40ms, oneway: true}}, eu: {us: {delay: 60ms, oneway: true}}}")
+    assert found["party-0", "chain-1"] == {"delay": "40ms"}
+    assert found["chain-1", "party-0"] == {"delay": "60ms"}
+
+
+def test_the_narrowest_rule_gives_each_quantity() -> None:
+    found = pairs(
+        "{all: {all: {rtt: 10ms, loss: 1%}}, party: {chain: {rtt: 20ms}}, party-1: {chain-0: {loss: none, rate: 1mbit}}}"
+    )
+    assert found["party-0", "party-1"] == {"delay": "5ms", "loss": "1%"}
+    assert found["chain-0", "party-0"] == {"delay": "10ms", "loss": "1%"}
+    assert found["chain-0", "party-1"] == {"delay": "10ms", "rate": "1mbit"}
+    assert len(found) == 20
+
+
+def test_links_are_few() -> None:
+    expanded = plan("{all: {all: {rtt: 10ms}}, party-1: {chain-0: {loss: 1%}}}")
+    (links,) = expanded["networks"].values()
+    assert len(links) == 5
+    assert len(plan("{all: {all: {rtt: 10ms}}}")["networks"]["network-1"]) == 1
+
+
+def test_values_may_be_swept() -> None:
+    expanded = plan(
+        "{us: {eu: {rtt: '{{ rtt }}', rate: '{{ rate }}'}}}",
+        "parameters: {rtt: [0ms, 10ms], rate: [none, 5mbit]}\norder: sequential\nrepeats: 2",
+    )
+    assert [trial["network"] for trial in expanded["trials"][:4]] == [None, "network-1", "network-2", "network-3"]
+    assert [trial["network"] for trial in expanded["trials"][:4]] == [
+        trial["network"] for trial in expanded["trials"][4:]
+    ]
+    assert expanded["networks"]["network-3"][0]["shape"] == {"delay": "5ms", "rate": "5mbit"}
+    assert json.loads(json.dumps(expanded)) == expanded
+
+
+# --- profiles ---------------------------------------------------------------------------------------------------------
+
+
+def test_aws_goes_by_regions() -> None:
+    found = pairs("{all: {all: {profile: aws}}, us: {eu: {loss: 1%}}}")
+    assert found["party-0", "chain-0"] == found["chain-0", "party-0"] == {"delay": "45.3ms", "loss": "1%"}
+    assert len(found) == 12  # hosts of one region have their own network
+
+
+def test_a_subscriber_has_its_own_rates() -> None:
+    found = pairs("{party: {chain: {profile: 3g, rtt: 100ms}}}")
+    assert found["party-0", "chain-0"] == {"delay": "50ms", "rate": "768kbit"}
+    assert found["chain-0", "party-0"] == {"delay": "50ms", "rate": "1.6mbit"}
+    assert plan("{party: {chain: {profile: 3g}}}")["networks"]["network-1"][0]["rate_per"] == "pair"
+
+
+@pytest.mark.parametrize("name", _network_profile.LINKS)
+def test_every_link_profile_can_be_used(name: str) -> None:
+    assert pairs(f"{{party: {{chain: {{profile: {name}}}}}}}")["chain-0", "party-0"]
+
+
+TOPOLOGY = {
+    "directed": True, "multigraph": False, "graph": {}, "nodes": [{"id": "Party"}, {"id": "EU"}],
+    "links": [
+        {"source": "Party", "target": "EU",
+         "condition": {"rtt": [30, 0], "bandwidth": [210, 0], "jitter": [1, 0], "loss": [0.5, 0]}},
+        {"source": "EU", "target": "Party", "condition": {"rtt": [30, 0], "bandwidth": [100, 0], "loss": [0, 0]}},
+    ],
+}  # fmt: skip
+
+
+def topology(**changes: t.Any) -> str:
+    return json.dumps({**TOPOLOGY, **changes})
+
+
+def test_jitter_and_loss_of_a_topology_act() -> None:
+    found = pairs("{all: {all: {profile: hpc.json}}}", read=lambda path: {"experiments/hpc.json": topology()}[path])
+    assert found["party-1", "chain-0"] == {
+        "delay": "15ms", "jitter": "707.107us", "distribution": "normal", "loss": "0.5%", "rate": "210mbit"
+    }  # fmt: skip
+    assert found["chain-0", "party-1"] == {"delay": "15ms", "rate": "100mbit"}
+    assert len(found) == 12
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("{", "is not JSON"),
+        ("[]", "it needs lists of nodes and links"),
+        (topology(nodes=[{"id": "Party"}, {"id": "EU"}, {"id": "Moon"}]), "there is no group or site for node Moon"),
+        (topology(speed=3), "the topology has the unknown key speed"),
+        (
+            topology(links=[{"source": "Party", "target": "Mars", "condition": {}}]),
+            "links[0].target: Mars is not a node",
+        ),
+        (topology(links=[{"source": "EU", "target": "EU", "condition": {"ping": [1, 0]}}]), "the unknown key ping"),
+        (
+            topology(links=[{"source": "EU", "target": "EU", "condition": {"rtt": 3}}]),
+            "rtt must be [mean, standard deviation]",
+        ),
+        (topology(links=[{"source": "EU", "target": "EU", "condition": {"loss": [-1, 0]}}]), "loss is negative"),
+        (topology(links=[{"source": "EU", "target": "EU", "condition": {"loss": [1, 2]}}]), "loss varies by 2"),
+        (topology(links=[{"source": "EU", "target": "EU"}]), "link EU -> EU has no condition"),
+    ],
+)
+def test_what_is_wrong_in_a_topology_is_named(text: str, message: str) -> None:
+    (problem,) = problems("{all: {all: {profile: hpc.json}}}", read=lambda path: text)
+    assert problem.path == "network.all.all.profile"
+    assert message in problem.message
+
+
+# --- what is refused --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("network", "path", "message"),
+    [
+        ("{party: {chian: {rtt: 1ms}}}", "network.party.chian", "chian is not a group, a site or a host"),
+        ("{party: {chain-2: {rtt: 1ms}}}", "network.party.chain-2", "there is no host chain-2"),
+        ("{party: {chain: {rtt: 1}}}", "network.party.chain.rtt", "1 has no unit: write 40ms"),
+        ("{party: {chain: {rtt: -1ms}}}", "network.party.chain.rtt", "-1ms is negative"),
+        ("{party: {chain: {latency: 1ms}}}", "network.party.chain.latency", "is not a key"),
+        ("{party: {chain: {rtt: 1ms, delay: 1ms}}}", "network.party.chain", "has both rtt and delay"),
+        ("{party: {chain: {rtt: 1ms, oneway: true}}}", "network.party.chain.rtt", "has no round trip"),
+        ("{party: {chain: {jitter: 1ms}}}", "network.party.chain.jitter", "jitter needs a delay"),
+        ("{party: {chain: {delay: 1ms, jitter: 1ms}}}", "network.party.chain.jitter", "has room for a jitter of 333"),
+        ("{party: {chain: {rate_per: pair}}}", "network.party.chain.rate_per", "needs a rate"),
+        ("{party: {chain: {profile: lam}}}", "network.party.chain.profile", "lam is not a profile"),
+        ("{party: {chain: {rtt: '{{ x }}'}}}", "network.party.chain.rtt", "names x, which is not known"),
+        ("{party: {chain: {rtt: '{{ rank }}'}}}", "network.party.chain.rtt", "differs from host to host"),
+        (
+            "{party: {chain: {rtt: 1ms}}, us: {eu: {rtt: 2ms}}, chain: {party: {rtt: 3ms}}}",
+            "network.chain.party",
+            "delay between chain-0 and party-0 is 1.5ms here and 500us in party.chain, and neither rule is narrower",
+        ),
+    ],
+)
+def test_each_mistake_is_named(network: str, path: str, message: str) -> None:
+    found = problems(network)
+    assert {problem.path for problem in found} == {path}
+    assert message in found[0].message
+
+
+def test_all_mistakes_come_at_once() -> None:
+    found = problems("{party: {chain: {rtt: 1, loss: 2}, chian: {rtt: 1ms}}}", "timeout: -1")
+    assert [problem.path for problem in found] == [
+        "network.party.chain.loss", "network.party.chain.rtt", "network.party.chian", "timeout",
+    ]  # fmt: skip
+
+
+def test_a_wrong_value_of_an_axis_names_the_point() -> None:
+    (problem,) = problems("{party: {chain: {rate: '{{ rate }}'}}}", "parameters: {rate: [5mbit, 7]}")
+    assert problem.message == "at rate=7: 7 has no unit: write 200mbit, 64kbit or 1gbit"
+
+
+def test_a_pair_of_regions_that_nobody_measured_is_named() -> None:
+    text = BASE.replace("eu-central-1", "sa-east-1") + "network: {all: {all: {profile: aws}}}\n"
+    with pytest.raises(
+        ExperimentError, match="no round trip between us-east-1 and sa-east-1; known from us-east-1: ap-"
+    ):
+        _plan.expand(load_experiment(text, "experiments/demo.yml"))
+
+
+# --- what each host does ----------------------------------------------------------------------------------------------
+
+HOSTS = {
+    name: {"address": f"10.{77 + site}.0.{4 + index}", "public_address": f"198.18.{1 + site}.{index + 1}"}
+    for site, (group, count) in enumerate([("party", 3), ("chain", 2)])
+    for index in range(count)
+    for name in [f"{group}-{index}"]
+}
+
+
+def rules(network: str, rest: str = "") -> dict[str, list[dict[str, t.Any]]]:
+    expanded = plan(network, rest)
+    return _netem.host_rules(expanded, expanded["trials"][0], HOSTS)
+
+
+def test_a_host_shapes_what_it_sends_to_all_addresses_of_the_others() -> None:
+    found = rules("{party: {chain: {rtt: 80ms}}}")
+    assert found["party-2"] == [{"to": ["10.78.0.4", "10.78.0.5", "198.18.2.1", "198.18.2.2"], "delay": "40ms"}]
+    assert found["chain-1"][0]["to"] == [
+        *("10.77.0.4", "10.77.0.5", "10.77.0.6"),
+        *("198.18.1.1", "198.18.1.2", "198.18.1.3"),
+    ]
+
+
+def test_a_rate_is_for_all_or_for_each() -> None:
+    assert len(rules("{party: {party: {rate: 1mbit}}}")["party-0"]) == 1
+    found = rules("{party: {party: {rate: 1mbit, rate_per: pair}}}")["party-0"]
+    assert [rule["to"] for rule in found] == [["10.77.0.5", "198.18.1.2"], ["10.77.0.6", "198.18.1.3"]]
+
+
+def test_only_members_of_the_trial_count() -> None:
+    found = rules(
+        "{party: {party: {rtt: 1ms}}}",
+        "parameters: {n: [2, 3]}\norder: sequential\nexclude: [{n: 3}]\nenvironment: {N: '{{ n }}'}",
+    )
+    assert found["chain-0"] == []
+
+
+def test_a_member_without_an_address_is_passed_over() -> None:
+    expanded = plan("{party: {party: {rtt: 1ms}}}")
+    found = _netem.host_rules(expanded, expanded["trials"][0], {k: v for k, v in HOSTS.items() if k != "party-1"})
+    assert found["party-0"] == [{"to": ["10.77.0.6", "198.18.1.3"], "delay": "500us"}]
+    assert "party-1" not in found
+
+
+ENDS = st.sampled_from(["all", "us", "eu", "party", "chain", "party-0", "chain-1"])
+VALUES = st.fixed_dictionaries({}, optional={"delay": st.sampled_from(["1ms", "2ms"]), "loss": st.just("1%")})
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.dictionaries(ENDS, st.dictionaries(ENDS, VALUES, max_size=3), max_size=4))
+def test_any_network_becomes_rules_that_compile_or_a_list_of_problems(network: dict[str, t.Any]) -> None:
+    try:
+        expanded = plan(json.dumps(network))
+    except ExperimentError as exc:
+        wrong = [problem for problem in exc.problems if "neither rule is narrower" not in problem.message]
+        if wrong:
+            raise
+        return
+    for member, wanted in _netem.host_rules(expanded, expanded["trials"][0], HOSTS).items():
+        assert not any(HOSTS[member]["address"] in rule["to"] for rule in wanted)
+        lines = tc.compile_device(tc.Device("eth0"), tc.parse_rules(wanted))
+        assert bool(lines) == bool(wanted)
