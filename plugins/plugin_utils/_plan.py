@@ -117,7 +117,8 @@ def expand(experiment: Experiment, *, seed: int | None = None) -> Plan:
         for group, count in counts.items()
         for index in range(count)
     ]
-    networks = _networks(experiment, points, trials, members, {name: site["region"] for name, site in sites.items()})
+    regions = {name: spec.sites[name].region if name in spec.sites else None for name in sites}
+    networks = _networks(experiment, points, trials, members, regions)
     # A trial that starts with others than were meant has got ready twice.
     alike = all(not trial["spares"] and sum(trial["least"].values()) == len(trial["members"]) for trial in trials)
     ready = spec.barrier.deadline * (1 if alike else 2)
