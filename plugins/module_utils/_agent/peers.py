@@ -72,8 +72,8 @@ def server_context(config: Config) -> ssl.SSLContext:
     made.load_cert_chain(config.rendezvous_certificate or "", config.rendezvous_key)
     # An agent that comes again is to prove itself again, so tickets would be made and sent for nothing.
     made.options |= ssl.OP_NO_TICKET | getattr(ssl, "OP_NO_RENEGOTIATION", 0)
-    if hasattr(made, "num_tickets"):
-        made.num_tickets = 0
+    if hasattr(made, "num_tickets"):  # Python 3.8
+        made.num_tickets = 0  # novm
     return made
 
 
