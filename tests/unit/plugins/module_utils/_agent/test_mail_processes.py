@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import time
 import typing as t
 
 import pytest
@@ -239,9 +240,12 @@ def test_an_object_store_that_is_away_throttles_or_fails_costs_time_alone(
 
 def test_grants_are_renewed_and_survive_the_agent(mailed: t.Callable[..., World], store: MotoStore) -> None:
     world = mailed(1)
+    path = world.directory / "party-0/mailbox.json"
+    given = json.loads(path.read_text())["grants"]
+    # Signatures tell the second: signed in the same one, the rendezvous' grants would be equal to the controller's.
+    until(lambda: int(time.time()) > int(path.stat().st_mtime), what="the next second")
     world.start_all()
     connected(world, "party-0")
-    given = json.loads((world.directory / "party-0/mailbox.json").read_text())["grants"]
     record = world.directory / "party-0/state/mailbox.json"
     until(lambda: json.loads(record.read_text())["grants"] != given, 60, what="grants of the rendezvous")
     assert record.stat().st_mode & 0o077 == 0
