@@ -82,7 +82,7 @@ class Carrier:
             due = self._look_at
             if self._unsaid:
                 due = min(due, self._write_at)
-            readable, _, _ = select.select([self._agent], [], [], max(0.0, due - time.monotonic()))
+            readable = select.select([self._agent], [], [], max(0.0, due - time.monotonic()))[0]
             if readable:
                 self._take_lines()
 
@@ -132,7 +132,7 @@ class Carrier:
             self._attempt(lambda result=result: result.append(request()))  # type: ignore[misc]
             if result:
                 return result[0]
-            readable, _, _ = select.select([self._agent], [], [], max(0.0, self._look_at - time.monotonic()))
+            readable = select.select([self._agent], [], [], max(0.0, self._look_at - time.monotonic()))[0]
             if readable:
                 self._take_lines()
 

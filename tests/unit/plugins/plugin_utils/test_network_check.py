@@ -178,15 +178,15 @@ def test_nothing_measured_is_not_right() -> None:
 @pytest.mark.parametrize(("sigma", "expected"), [(2.0, True), (0.0, False), (4.0, False)])
 def test_jitter(sigma: float, expected: bool) -> None:
     noise = random.Random(1)  # noqa: S311
-    measured = Measured(tuple(noise.gauss(80.2, sigma) for _ in range(200)))
+    measured = Measured(tuple(noise.gauss(80.2, sigma) for _number in range(200)))
     assert right(asked(jitter=2), measured)["jitter"] is expected
 
 
 def test_a_hiccup_of_the_host_is_no_jitter() -> None:
     noise = random.Random(1)  # noqa: S311
-    times = [noise.gauss(80.2, 1) for _ in range(196)]
+    times = [noise.gauss(80.2, 1) for _number in range(196)]
     assert right(asked(jitter=1), Measured((*times, 130.0, 140.0, 150.0)))["jitter"]
-    assert not right(asked(jitter=1), Measured(tuple(noise.gauss(80.2, 3) for _ in range(200))))["jitter"]
+    assert not right(asked(jitter=1), Measured(tuple(noise.gauss(80.2, 3) for _number in range(200))))["jitter"]
 
 
 @pytest.mark.parametrize(
@@ -209,11 +209,11 @@ def test_few_good_links_are_called_wrong(percent: float, burst: float) -> None:
     )
     low, high = check.loss_interval(probe.loss, 1000, 0, probe.correlation)
     wrong = 0
-    for _ in range(400):
+    for _number in range(400):
         losing, lost = False, 0
         leave = 1 / burst if burst else 1 - percent / 100
         enter = leave * percent / (100 - percent)
-        for _ in range(1000):
+        for _number in range(1000):
             losing = draw.random() >= leave if losing else draw.random() < enter
             lost += losing
         wrong += not low <= lost / 10 <= high

@@ -47,7 +47,7 @@ def test_a_clock_that_is_wrong_and_says_so_may_start_and_one_that_is_stepped_is_
         go = tmp_path / "go"
         waiting = world.submit(world.trial(f"until [ -e {go} ]; do sleep 0.02; done", "r2"))
         until(lambda: world.state("party-0", "r2") == "fired", what="the start")
-        until(lambda: (world.spool("party-0", "r2") / "fired.json").exists(), what="the record of it")
+        until((world.spool("party-0", "r2") / "fired.json").exists, what="the record of it")
         world.step("party-0", 0.0, -2.0)
         go.touch()
         second = world.result(waiting)
