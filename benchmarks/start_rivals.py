@@ -89,7 +89,10 @@ def floor(members: int) -> float:
 
 
 def barrier(lab: Lab, names: list[str]) -> float:
-    result = lab.submit(lab.trial(f"{NOW} > /var/tmp/start", members=names, evidence=None, deadline=60.0)).result(180)
+    # The command goes on for a while, as experiments do: on two processors, what follows an end would delay others' starts.
+    result = lab.submit(
+        lab.trial(f"{NOW} > /var/tmp/start; sleep 2", members=names, evidence=None, deadline=60.0)
+    ).result(180)
     if result["verdict"] != "valid":
         raise SystemExit(f"the trial failed: {result['reasons']}")
     return spread([int(text) for text in asyncio.run(everywhere(lab, names, "cat /var/tmp/start"))])

@@ -37,7 +37,7 @@ from .log import log
 from .wire import STOP_GRACE
 
 #: The supervisor does nothing for so long after T: on a small machine its wake-up would delay other hosts' commands.
-QUIET = 0.1
+QUIET = 0.3
 #: Seconds that the kill of a tree is repeated before what is left is reported.
 KILL_LIMIT = 10.0
 #: Bytes of stderr that a failed command may tell the controller at once.
