@@ -100,7 +100,7 @@ class Agent(asyncio.Protocol):
         if self._pings < clock.SAMPLES:
             self._say("ping", sent_ns=time.time_ns())
             return
-        self._clock = {"source": "rendezvous", "offset_ns": 0, "bound_ns": 1000, "rtt_ns": 1000}
+        self._clock = clock.Clock("rendezvous", 0, 1000, 1000).to_json()
         self._crowd.armed_at = time.monotonic()
         self._report(self._epoch, "armed", clock=self._clock, armed_ns=time.time_ns())
 
@@ -116,6 +116,7 @@ class Agent(asyncio.Protocol):
         end = {"code": 0, "timed_out": False, "stopped": False, "at_ns": start, "duration_ns": 1, "leftovers": 0}
         fields: dict[str, t.Any] = {
             "clock": self._clock,
+            "clock_after": self._clock,
             "armed_ns": start,
             "start_ns": start,
             "noticed_ns": start,
