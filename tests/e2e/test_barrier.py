@@ -11,7 +11,7 @@ import typing as t
 
 import pytest
 
-from tests.support.commands import EXPERIMENTS, PROJECT
+from tests.support.commands import EXPERIMENTS
 from tests.support.lab import Json, Lab, until
 
 #: Seconds that a deadline may be overrun by on a busy machine.
@@ -350,7 +350,3 @@ def test_the_controller_killed_in_a_trial_is_attached_again(lab: Lab, moment: st
     for member in lab.members:
         assert lab.shell(member, "wc -l < /var/tmp/starts").strip() == "1"
         lab.shell(member, "rm /var/tmp/starts")
-
-
-def test_what_the_lab_left_is_in_its_place(lab: Lab) -> None:
-    assert (PROJECT / "results" / "barrier" / lab.run_id / "run.json").is_file()
