@@ -86,7 +86,7 @@ if _FILE:
     time.monotonic = lambda: monotonic_ns() / 1e9
     time.time = lambda: time_ns() / 1e9
 
-    from _agent import launcher
+    from module_utils._agent import launcher
 
     _really_sleep = launcher.sleep_until
 

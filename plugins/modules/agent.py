@@ -164,6 +164,7 @@ from ansible_collections.startline.lab.plugins.module_utils._files import write
 
 if t.TYPE_CHECKING:
     # AnsiballZ ships what it sees imported. None of this has to be loaded here: only its source is wanted.
+    from ansible_collections.startline.lab.plugins.module_utils import _files, _netem, _netem_host  # noqa: F401
     from ansible_collections.startline.lab.plugins.module_utils._agent import (  # noqa: F401
         agent,
         barrier,
@@ -180,6 +181,7 @@ if t.TYPE_CHECKING:
         mailbox,
         member,
         named,
+        network,
         peers,
         ports,
         reactor,
@@ -188,9 +190,9 @@ if t.TYPE_CHECKING:
         wire,
     )
 
-PACKAGE = "ansible_collections.startline.lab.plugins.module_utils._agent"
+PACKAGE = "ansible_collections.startline.lab.plugins.module_utils"
+#: What the agent is made of, and beside it what it shares with modules.
 SUBJECTS = (
-    "__init__",
     "agent",
     "barrier",
     "carrier",
@@ -206,6 +208,7 @@ SUBJECTS = (
     "mailbox",
     "member",
     "named",
+    "network",
     "ports",
     "peers",
     "reactor",
@@ -213,6 +216,7 @@ SUBJECTS = (
     "waiters",
     "wire",
 )
+SOURCES = (*(f"_agent/{name}.py" for name in ("__init__", *SUBJECTS)), "_files.py", "_netem.py", "_netem_host.py")
 
 LIBRARY = "/usr/lib/startline"
 PROGRAM = "/usr/bin/startline-agent"
@@ -229,7 +233,7 @@ WRAPPER = """\
 import sys
 
 sys.path.insert(0, "{library}")
-from startline_agent.cli import main
+from startline_agent._agent.cli import main
 
 raise SystemExit(main())
 """
@@ -308,9 +312,9 @@ def wanted_files(params: t.Mapping[str, t.Any], sources: t.Mapping[str, str], py
         "key": tls + "/member.key",
         "imds": params["imds"] or None,
     }
-    files = [
-        File(f"{LIBRARY}/startline_agent/{name}.py", text, 0o644, "program") for name, text in sorted(sources.items())
-    ]
+    package = f"{LIBRARY}/startline_agent"
+    files = [File(f"{package}/__init__.py", "", 0o644, "program")]
+    files += [File(f"{package}/{name}", text, 0o644, "program") for name, text in sorted(sources.items())]
     files += [
         File(PROGRAM, WRAPPER.format(python=python, library=LIBRARY), 0o755, "program"),
         File(f"{tls}/ca.crt", params["ca"], 0o644, "certificates"),
@@ -433,9 +437,8 @@ class Host:
         found += [
             f"{ETC}/tls/{name}" for name in ("rendezvous.crt", "rendezvous.key", "mailbox.json", "mailboxes.json")
         ]
-        package = f"{LIBRARY}/startline_agent"
-        if os.path.isdir(package):
-            found += [f"{package}/{name}" for name in os.listdir(package) if name.endswith(".py")]
+        for directory, _directories, names in os.walk(f"{LIBRARY}/startline_agent"):
+            found += [f"{directory}/{name}" for name in names if name.endswith(".py")]
         return [path for path in found if os.path.exists(path)]
 
     def remove(self) -> None:
@@ -508,7 +511,7 @@ def main() -> None:
     host = Host(module)
     try:
         if module.params["state"] == "present":
-            sources = {name: (pkgutil.get_data(PACKAGE, name + ".py") or b"").decode("utf-8") for name in SUBJECTS}
+            sources = {name: (pkgutil.get_data(PACKAGE, name) or b"").decode("utf-8") for name in SOURCES}
             host.install(module.params, sources, sys.executable)
         else:
             host.remove()

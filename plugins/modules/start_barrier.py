@@ -79,6 +79,23 @@ options:
         description: Links of this member alone, beside O(links).
         type: dict
         default: {}
+      network:
+        description: Name of one of O(networks), which this member has in force. Without it, its network is left as it is.
+        type: str
+      addresses:
+        description: The member's own addresses. Rules of its network do not apply to them.
+        type: list
+        elements: str
+        default: []
+  networks:
+    description:
+      - What members do with what they send, by names that O(members[].network) uses. Each has C(phases), a list of C(at) and
+        C(rules), and C(exempt); rules and exemptions are those of M(startline.lab.netem).
+      - The first phase is in force before the member is armed; the others from C(at) seconds after T on. A member whose rules
+        cannot be had is not armed. When its command has ended, or the trial is called off, they are removed, and before that it
+        is seen whether anybody has changed them. If the agent dies and does not come back, they remove themselves.
+    type: dict
+    default: {}
   files:
     description: Text files that are written in every working directory, by relative path.
     type: dict

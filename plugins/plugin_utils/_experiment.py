@@ -590,6 +590,16 @@ class Link(_Model):
     )
 
 
+class Moment(_Model):
+    """What changes in a trial while it runs."""
+
+    at: Duration = pydantic.Field(description="How long after the start: seconds, or with a unit (500ms, 2m).")
+    network: dict[str, dict[str, Link]] = pydantic.Field(
+        min_length=1,
+        description="What lies between two ends from then on. What is not given here stays as it is; none takes it away.",
+    )
+
+
 class ExperimentFile(_Model):
     """One experiment: what runs, where, with which parameters."""
 
@@ -647,6 +657,9 @@ class ExperimentFile(_Model):
         default={},
         description="What lies between two ends, each a group, a site, a host (party-0) or all: {party: {party: {rtt: 80ms}}}.",
     )
+    timeline: list[Moment] = pydantic.Field(
+        default=[], description="What changes while a trial runs, in the order of time."
+    )
     barrier: Barrier = pydantic.Field(default_factory=Barrier, description="When a trial may start, and when it stops.")
     collect: list[Glob] = pydantic.Field(
         default=[],
@@ -662,6 +675,21 @@ class ExperimentFile(_Model):
         """Each site's CIDR; sites that give none get 10.77.0.0/16, 10.78.0.0/16 ... by their position."""
         sites = self.sites or {"default": Site()}
         return {name: site.cidr or f"10.{77 + position}.0.0/16" for position, (name, site) in enumerate(sites.items())}
+
+    def network_rules(
+        self, moments: t.Iterable[tuple[int, Moment]] | None = None
+    ) -> t.Iterator[tuple[Path, str, str, Link]]:
+        """Every rule of the network, those of the start first, with its place and its two ends.
+
+        `moments` are those of the timeline with the index that each has in the file, if some were cut out.
+        """
+        parts: list[tuple[Path, dict[str, dict[str, Link]]]] = [(("network",), self.network)]
+        moments = enumerate(self.timeline) if moments is None else moments
+        parts += [(("timeline", index, "network"), moment.network) for index, moment in moments]
+        for place, network in parts:
+            for one, others in network.items():
+                for other, link in others.items():
+                    yield (*place, one, other), one, other, link
 
 
 # --- reading and checking ---------------------------------------------------------------------------------------------
@@ -880,6 +908,7 @@ def _check(
         *_check_quorum(spec, document, names),
         *_check_artifacts(spec, document, names, source, exists),
         *_check_network(spec, document, names, source, exists),
+        *_check_timeline(spec, document, names),
         *_check_parameters(spec, document, names),
         *_check_templates(spec, document, names),
     ]
@@ -1016,25 +1045,35 @@ def _check_artifacts(
             users.setdefault((group, dest), index)
 
 
+def _check_timeline(spec: ExperimentFile, document: Document, names: _Names) -> t.Iterator[Problem]:
+    before: float = 0
+    for index, moment in names.items("timeline", spec.timeline):
+        path: Path = ("timeline", index, "at")
+        if moment.at <= before:
+            yield document.problem(path, "is not later than the moment before it", "Write them in the order of time.")
+        if moment.at >= spec.timeout:
+            remedy = "Make it earlier, or timeout longer."
+            yield document.problem(path, f"comes when the trial's time ({spec.timeout:g} s) is over", remedy)
+        before = moment.at
+
+
 def _check_network(
     spec: ExperimentFile, document: Document, names: _Names, source: str, exists: t.Callable[[str], bool]
 ) -> t.Iterator[Problem]:
     ends = (_netem.ALL, *names.groups, *names.sites)
-    for one, others in spec.network.items():
-        for other, link in others.items():
-            path: Path = ("network", one, other)
-            for end, where in ((one, path[:2]), (other, path)):
-                if end in names.groups and end in names.sites:
-                    yield document.problem(where, f"{end} is a group and a site", "Rename one of them.")
-                elif end not in ends and end.rpartition("-")[0] not in names.groups:
-                    remedy = f"{did_you_mean(end, ends, 'There are')} Or a host, as in {names.groups[0]}-0."
-                    yield document.problem(where, f"{end} is not a group, a site or a host", remedy)
-            if link.rtt is not None and link.delay is not None:
-                remedy = "Give one: rtt is both directions together, delay is each."
-                yield document.problem(path, "has both rtt and delay", remedy)
-            if link.rtt is not None and link.oneway:
-                yield document.problem((*path, "rtt"), "a one-way link has no round trip", "Give its delay.")
-            yield from _check_profile(link.profile, document, (*path, "profile"), source, exists)
+    for path, one, other, link in spec.network_rules(names.items("timeline", spec.timeline)):
+        for end, where in ((one, path[:-1]), (other, path)):
+            if end in names.groups and end in names.sites:
+                yield document.problem(where, f"{end} is a group and a site", "Rename one of them.")
+            elif end not in ends and end.rpartition("-")[0] not in names.groups:
+                remedy = f"{did_you_mean(end, ends, 'There are')} Or a host, as in {names.groups[0]}-0."
+                yield document.problem(where, f"{end} is not a group, a site or a host", remedy)
+        if link.rtt is not None and link.delay is not None:
+            remedy = "Give one: rtt is both directions together, delay is each."
+            yield document.problem(path, "has both rtt and delay", remedy)
+        if link.rtt is not None and link.oneway:
+            yield document.problem((*path, "rtt"), "a one-way link has no round trip", "Give its delay.")
+        yield from _check_profile(link.profile, document, (*path, "profile"), source, exists)
 
 
 def _check_profile(
@@ -1062,24 +1101,21 @@ def _topologies(
     topologies: dict[str, _network_profile.Topology] = {}
     problems: list[Problem] = []
     known = {_network_profile.node_key(name) for name in (*spec.groups, *spec.sites)}
-    for one, others in spec.network.items():
-        for other, link in others.items():
-            path: Path = ("network", one, other, "profile")
-            if link.profile is None or not link.profile.endswith(".json") or _template.is_template(link.profile):
-                continue
-            try:
-                topology = _network_profile.parse_topology(read(_beside(source, link.profile)))
-            except (OSError, UnicodeDecodeError, _network_profile.ProfileError) as exc:
-                problems.append(document.problem(path, f"{link.profile}: {exc}", "docs/network.md shows the form."))
-                continue
-            topologies[link.profile] = topology
-            for key, node in topology.nodes.items():
-                if key not in known:
-                    message = f"{link.profile}: there is no group or site for node {node}"
-                    remedy = (
-                        did_you_mean(node, (*spec.groups, *spec.sites), "There are") + " Case, - and _ do not count."
-                    )
-                    problems.append(document.problem(path, message, remedy))
+    for place, _one, _other, link in spec.network_rules():
+        path: Path = (*place, "profile")
+        if link.profile is None or not link.profile.endswith(".json") or _template.is_template(link.profile):
+            continue
+        try:
+            topology = _network_profile.parse_topology(read(_beside(source, link.profile)))
+        except (OSError, UnicodeDecodeError, _network_profile.ProfileError) as exc:
+            problems.append(document.problem(path, f"{link.profile}: {exc}", "docs/network.md shows the form."))
+            continue
+        topologies[link.profile] = topology
+        for key, node in topology.nodes.items():
+            if key not in known:
+                message = f"{link.profile}: there is no group or site for node {node}"
+                remedy = did_you_mean(node, (*spec.groups, *spec.sites), "There are") + " Case, - and _ do not count."
+                problems.append(document.problem(path, message, remedy))
     if problems:
         raise ExperimentError(problems)
     return topologies
@@ -1164,11 +1200,10 @@ def _templates(
             yield ("groups", name, "command"), group.command, for_hosts
         for variable, value in group.environment.items():
             yield ("groups", name, "environment", variable), value, for_hosts
-    for one, others in spec.network.items():
-        for other, link in others.items():
-            for key, value in link.model_dump(exclude_none=True).items():
-                if _template.is_template(value):
-                    yield ("network", one, other, key), value, for_points
+    for path, _one, _other, link in spec.network_rules():
+        for key, value in link.model_dump(exclude_none=True).items():
+            if _template.is_template(value):
+                yield (*path, key), value, for_points
 
 
 # --- experiments of a project -----------------------------------------------------------------------------------------

@@ -18,11 +18,13 @@ from __future__ import annotations
 
 import collections
 import dataclasses
+import json
 import math
 import typing as t
 
 from ansible_collections.startline.lab.plugins.module_utils import _netem
 from ansible_collections.startline.lab.plugins.plugin_utils import _network_profile
+from ansible_collections.startline.lab.plugins.plugin_utils._errors import PlanError
 from ansible_collections.startline.lab.plugins.plugin_utils._hosts_config import version_key
 from ansible_collections.startline.lab.plugins.plugin_utils._network_profile import ProfileError, Topology
 
@@ -65,6 +67,15 @@ class NetworkRule:
     @property
     def oneway(self) -> bool:
         return bool(self.values.get("oneway"))
+
+
+def changed(rule: NetworkRule | None, source: str, target: str, values: Values) -> NetworkRule:
+    """`rule` with `values` instead of what it says of them; a delay and a round trip replace each other."""
+    given = dict(rule.given) if rule else {}
+    if "rtt" in values or "delay" in values:
+        given = {key: value for key, value in given.items() if key not in ("rtt", "delay")}
+    given.update(values)
+    return NetworkRule(source, target, tuple(given.items()))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -285,44 +296,116 @@ def _shape(values: t.Mapping[str, _Value]) -> tuple[_netem.Shape, list[Fault]]:
 # --- from links to hosts ----------------------------------------------------------------------------------------------
 
 
-def host_rules(
-    plan: t.Mapping[str, t.Any], trial: t.Mapping[str, t.Any], hosts: Hosts
-) -> dict[str, list[dict[str, t.Any]]]:
-    """What each member of a trial is to do: the argument `rules` of the module `netem`, by member.
+@dataclasses.dataclass(frozen=True)
+class HostNetworks:
+    """What the hosts of a trial do with what they send.
 
-    Members that shape nothing have an empty list, so that rules of the trial before do not stay. A member without an
-    address cannot be reached, and is passed over: whether the trial goes on without it is not decided here.
+    `networks` are those of `wire.SUBMISSION`, by a name: phases of rules, as the module `netem` takes them, and what is
+    exempt. `of` says which of them is whose, and has the member's own addresses, to which the rules do not apply: the
+    part ``network`` and ``addresses`` of a member of `wire.SUBMISSION`. A member that never shapes anything has none.
+    """
+
+    networks: dict[str, dict[str, t.Any]]
+    of: dict[str, dict[str, t.Any]]
+
+
+def host_networks(
+    plan: t.Mapping[str, t.Any], trial: t.Mapping[str, t.Any], hosts: Hosts, *, rendezvous_port: int = 7447
+) -> HostNetworks:
+    """What each member of a trial, and each that may step in, is to do with what it sends.
+
+    Hosts that do the same have one entry, so that the table grows with the kinds of hosts and not with their pairs; that is
+    why a host's own addresses are among those that its rules name, and have to be left out by each.
+    Members without an address are passed over: whether the trial goes on without them is not decided here.
 
     Args:
         plan: the plan.
         trial: one of its trials.
-        hosts: by member: ``address``, and ``public_address`` where there is one. Both are shaped.
+        hosts: by member; see `_addresses`.
+        rendezvous_port: never shaped.
+
+    Raises:
+        PlanError: an address would have to be reached in two ways at once.
     """
+    name = trial.get("network")
+    if not name:
+        return HostNetworks({}, {})
     wanted = dict.fromkeys((*trial["members"], *trial["spares"]))
-    inside = [name for name in wanted if hosts.get(name, {}).get("address")]
-    addresses = {
-        name: sorted(
-            {str(hosts[name][key]) for key in ("address", "public_address") if hosts[name].get(key)}, key=version_key
-        )
-        for name in inside
-    }
-    rules: dict[str, list[dict[str, t.Any]]] = {name: [] for name in inside}
-    for link in network_links(plan, trial):
-        targets = [name for name in link["to"] if name in addresses]
-        for source in link["from"]:
-            peers = [addresses[name] for name in targets if name != source]
-            if source not in addresses or not peers:
-                continue
-            if link["rate_per"] == "host":
-                peers = [sorted((address for own in peers for address in own), key=version_key)]
-            rules[source] += [{"to": to, **link["shape"]} for to in peers]
+    sites = {member["name"]: member["site"] for member in plan["members"] if member["name"] in wanted}
+    inside = [member for member in wanted if hosts.get(member, {}).get("address")]
+    phases = [{"at": 0, "links": plan["networks"][name]["links"]}, *plan["networks"][name]["timeline"]]
+    networks: dict[str, dict[str, t.Any]] = {}
+    of: dict[str, dict[str, t.Any]] = {}
+    known: dict[str, str] = {}
+    cache: dict[t.Any, str] = {}
+    exempt = exemptions(rendezvous_port)
+    for source in inside:
+        # Hosts of one site with the same links are alike, but for the links of rules that leave out the host itself.
+        kind = (sites[source], *(index for phase in phases for index in _own_links(phase["links"], source)))
+        if kind not in cache:
+            rules = [
+                {"at": phase["at"], "rules": _rules(phase["links"], source, inside, sites, hosts)} for phase in phases
+            ]
+            shaped = any(phase["rules"] for phase in rules)
+            text = json.dumps(rules, sort_keys=True) if shaped else ""
+            if shaped and text not in known:
+                known[text] = f"n{len(known) + 1}"
+                networks[known[text]] = {"phases": rules, "exempt": exempt}
+            cache[kind] = known.get(text, "")
+        if cache[kind]:
+            of[source] = {"network": cache[kind], "addresses": _addresses(hosts[source], same_site=True)}
+    return HostNetworks(networks, of)
+
+
+def _own_links(links: t.Sequence[Values], source: str) -> t.Iterator[tuple[int, bool]]:
+    for index, link in enumerate(links):
+        if source in link["from"]:
+            yield index, source in link["to"]
+
+
+def _rules(
+    links: t.Sequence[Values], source: str, inside: t.Sequence[str], sites: t.Mapping[str, str], hosts: Hosts
+) -> list[dict[str, t.Any]]:
+    rules: list[dict[str, t.Any]] = []
+    taken: dict[str, str] = {}
+    for link in links:
+        if source not in link["from"]:
+            continue
+        targets = [name for name in inside if name in link["to"]]
+        if targets in ([], [source]):
+            continue
+        peers = [_addresses(hosts[name], same_site=sites[name] == sites[source]) for name in targets]
+        for name, own in zip(targets, peers, strict=True):
+            for address in own:
+                if taken.setdefault(address, str(link)) != str(link):
+                    raise PlanError(
+                        f"{source} reaches {name} by {address}, and others too, but their networks differ: hosts behind one "
+                        "gateway need the same network towards another site"
+                    )
+        if link["rate_per"] == "host":
+            peers = [sorted({address for own in peers for address in own}, key=version_key)]
+        rules += [{"to": to, **link["shape"]} for to in peers]
     return rules
 
 
+def _addresses(host: t.Mapping[str, t.Any], *, same_site: bool) -> list[str]:
+    """The addresses that packets to a host have on the wire, in order.
+
+    Inside a site both of its own. From another site its public one; or the gateway's, where the way to it is a tunnel
+    that ends there, and that of the NAT by which it goes out.
+    """
+    if same_site:
+        keys: tuple[str, ...] = ("address", "public_address")
+    else:
+        way = next((key for key in ("public_address", "gateway_address") if host.get(key)), "address")
+        keys = (way, "nat_address")
+    return sorted({str(host[key]) for key in keys if host.get(key)}, key=version_key)
+
+
 def network_links(plan: t.Mapping[str, t.Any], trial: t.Mapping[str, t.Any]) -> list[dict[str, t.Any]]:
-    """The links of a trial; empty where its network is left as it is."""
+    """The links of a trial at its start; empty where its network is left as it is."""
     name = trial.get("network")
-    return list(plan["networks"][name]) if name else []
+    return list(plan["networks"][name]["links"]) if name else []
 
 
 def exemptions(rendezvous_port: int) -> list[dict[str, t.Any]]:

@@ -350,70 +350,82 @@ def _networks(
     trials: list[dict[str, t.Any]],
     members: list[dict[str, t.Any]],
     regions: dict[str, str | None],
-) -> dict[str, list[dict[str, t.Any]]]:
-    """The links of each different network of the sweep; every trial gets the name of its own, or None.
+) -> dict[str, dict[str, t.Any]]:
+    """Each different network of the sweep: its ``links`` from the start on, and its ``timeline``, a list of
+    ``{"at": seconds after T, "links"}``. Every trial gets the name of its own, or None.
 
     Raises:
         ExperimentError: values that are none or do not go together, at any point.
     """
-    networks: dict[str, list[dict[str, t.Any]]] = {}
+    networks: dict[str, dict[str, t.Any]] = {}
     known = {member["name"] for member in members}
     names: dict[bytes, str] = {}
     by_values: dict[bytes, str | None] = {}
     problems: list[Problem] = []
 
     @functools.cache  # most points of a sweep have the network of another
-    def resolved(rules: tuple[_netem.NetworkRule, ...]) -> tuple[list[dict[str, t.Any]], bytes]:
-        links, faults = _netem.links(rules, members, regions, experiment.topologies)
-        problems.extend(experiment.document.problem(("network", *f.path), f.message, f.remedy) for f in faults)
-        return links, canonical(links)
+    def resolved(rules: tuple[tuple[Path, _netem.NetworkRule], ...]) -> list[dict[str, t.Any]]:
+        links, faults = _netem.links([rule for _place, rule in rules], members, regions, experiment.topologies)
+        places = {rule.path: place for place, rule in rules}
+        for fault in faults:
+            path = (*places[fault.path[:2]], *fault.path)
+            problems.append(experiment.document.problem(path, fault.message, fault.remedy))
+        return links
 
     for point in points:
-        rules, found = _network_rules(experiment, point, known)
+        phases, found = _network_phases(experiment, point, known)
         problems += found
-        links, key = resolved(() if found else tuple(rules))
-        if links and key not in names:
+        links = [resolved(()) if found else resolved(tuple(rules.values())) for rules in phases]
+        moments = [moment.at for moment in experiment.spec.timeline]
+        network = {
+            "links": links[0],
+            "timeline": [{"at": at, "links": own} for at, own in zip(moments, links[1:], strict=True)],
+        }
+        key = canonical(network)
+        if any(links) and key not in names:
             names[key] = f"network-{len(names) + 1}"
-            networks[names[key]] = links
+            networks[names[key]] = network
         by_values[canonical(point.values)] = names.get(key)
     if problems:
-        raise ExperimentError(problems)
+        raise ExperimentError(list(dict.fromkeys(problems)))
     for trial in trials:
         trial["network"] = by_values[canonical(trial["point"])]
     return networks
 
 
-def _network_rules(
+_Rules = dict[tuple[str, str], tuple[Path, _netem.NetworkRule]]
+
+
+def _network_phases(
     experiment: Experiment, point: _Point, members: t.Container[str]
-) -> tuple[list[_netem.NetworkRule], list[Problem]]:
-    """The rules of the network at a point, without templates."""
-    rules = []
+) -> tuple[list[_Rules], list[Problem]]:
+    """The rules of the network at a point, without templates, by their ends and with the place of each: at the start, and
+    from each moment of the timeline on.
+    """
     problems: list[Problem] = []
+    phases: list[_Rules] = [{} for _ in range(1 + len(experiment.spec.timeline))]
     named = {_netem.ALL, *experiment.spec.groups, *experiment.spec.sites}
-    for one, others in experiment.spec.network.items():
-        for other, link in others.items():
-            path: Path = ("network", one, other)
-            for end in (one, other):
-                if end not in named and end not in members:
-                    remedy = "Hosts are counted from 0 within their group."
-                    problems.append(experiment.document.problem(path, f"there is no host {end}", remedy))
-            values = link.model_dump(exclude_none=True)
-            for key, value in values.items():
-                if not _template.is_template(value):
-                    continue
-                try:
-                    text = _template.render(value, point.parameters).strip()
-                    values[key] = (
-                        _network_profile.check_name(text) if key == "profile" else _netem.check_value(key, text)
-                    )
-                except ValueError as exc:
-                    problems.append(
-                        experiment.document.problem(
-                            (*path, key), f"at {point}: {exc}", "docs/network.md lists the units."
-                        )
-                    )
-            rules.append(_netem.NetworkRule(one, other, tuple(values.items())))
-    return rules, problems
+    for path, one, other, link in experiment.spec.network_rules():
+        for end in (one, other):
+            if end not in named and end not in members:
+                remedy = "Hosts are counted from 0 within their group."
+                problems.append(experiment.document.problem(path, f"there is no host {end}", remedy))
+        values = link.model_dump(exclude_none=True, exclude_unset=True)
+        for key, value in values.items():
+            if not _template.is_template(value):
+                continue
+            try:
+                text = _template.render(value, point.parameters).strip()
+                values[key] = _network_profile.check_name(text) if key == "profile" else _netem.check_value(key, text)
+            except ValueError as exc:
+                problems.append(
+                    experiment.document.problem((*path, key), f"at {point}: {exc}", "docs/network.md lists the units.")
+                )
+        first = 0 if path[0] == "network" else 1 + t.cast("int", path[1])
+        for phase in phases[first:]:
+            before = phase.get((one, other))
+            phase[one, other] = (path[:-2], _netem.changed(before and before[1], one, other, values))
+    return phases, problems
 
 
 def _shuffle_key(seed: int, block: str, values: dict[str, Scalar]) -> bytes:

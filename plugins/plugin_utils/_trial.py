@@ -11,7 +11,7 @@ import dataclasses
 import hashlib
 import typing as t
 
-from ansible_collections.startline.lab.plugins.plugin_utils import _hosts_config, _template
+from ansible_collections.startline.lab.plugins.plugin_utils import _hosts_config, _netem, _template
 from ansible_collections.startline.lab.plugins.plugin_utils._errors import PlanError, did_you_mean
 
 #: Where the runtime role puts artifacts on a host; working directories have links to them.
@@ -144,6 +144,9 @@ def compose_trial(
         own = [a for a in plan["artifacts"] if entry["group"] in a["groups"] and not groups <= set(a["groups"])]
         if own:
             member["links"] = _links(own)
+    shaped = _netem.host_networks(plan, trial, hosts)
+    for member in members:
+        member.update(shaped.of.get(member["name"], {}))
     if failures:
         reasons = "; ".join(
             f"{failure.member}: {'.'.join(failure.path)}: {failure.message}" for failure in failures[:10]
@@ -154,6 +157,7 @@ def compose_trial(
         "trial_id": trial["trial_id"],
         "attempt": attempt,
         "members": members,
+        "networks": shaped.networks,
         "files": {_hosts_config.FILE_NAME: "".join(f"{entry['address']}\n" for entry in ranked)},
         # What every group has; the rest is with the members that have it. A link that leads nowhere would abort the trial.
         "links": _links(artifact for artifact in plan["artifacts"] if groups <= set(artifact["groups"])),

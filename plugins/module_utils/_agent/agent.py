@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import functools
 import grp
 import os
 import pwd
@@ -23,6 +24,7 @@ from . import clock, delivery, launcher, member, ports, wire
 from .config import Config
 from .link import open_link
 from .log import log
+from .network import Shaper
 from .reactor import Reactor, Timer
 from .waiters import Place, Waiters
 
@@ -36,6 +38,8 @@ ANSWER_LIMIT = 30.0
 SETTLE_LIMIT, SETTLE_PAUSE = 10.0, 0.5
 #: Seconds that what an earlier trial has left has to go away, and between two looks.
 FREE_LIMIT, FREE_PAUSE = 5.0, 0.1
+#: Seconds beyond the longest time of a trial after which its rules for the network remove themselves.
+REVERT_SLACK = 15.0
 #: Seconds between tries of a delivery that does not succeed: first, and at most.
 RETRY_FIRST, RETRY_MOST = 2.0, 60.0
 
@@ -81,6 +85,7 @@ class Agent:
         self._waiting: t.Optional[wire.Message] = None  # a prepare that comes once the trial before it is over
         self._measurement: t.Optional[_Measurement] = None
         self._again: t.Optional[Timer] = None  # the next measurement of those who wait for others
+        self._shaper = Shaper(self._reactor)
         self._waiters = Waiters(config.wait_socket, self._reactor, self._place, self._instant, self._link.send)
 
     def run(self) -> None:
@@ -117,6 +122,7 @@ class Agent:
                 log("resumed", epoch=trial.epoch, state=trial.state, committed=trial.committed)
                 self._do(running, trial.resume())
                 if trial.committed and not trial.over:
+                    self._await_phases(running)
                     self._follow(running)
                     if launcher.supervisor_of(spool) is None:
                         self._look(running, gone=True)
@@ -287,6 +293,38 @@ class Agent:
         else:
             self._step(running, member.Exited(end))
 
+    # -- the network --
+
+    def _shape(self, running: _Running, phase: int) -> None:
+        duty = running.trial.duty
+
+        def done(result: t.Dict[str, t.Any]) -> None:
+            words, now_ns = result.get("words") or {}, time.monotonic_ns()
+            self._step(running, member.Shaped(phase, now_ns, words, result["problem"]))
+
+        revert_after = duty["patience"] + duty["timeout"] + wire.STOP_GRACE + REVERT_SLACK
+        self._shaper.shape(duty["network"], phase, revert_after, done)
+
+    def _unshape(self, running: _Running, phase: t.Optional[int]) -> None:
+        def done(result: t.Dict[str, t.Any]) -> None:
+            self._step(running, member.Cleared(result["problem"]))
+
+        self._shaper.clear(running.trial.duty["network"], phase, done)
+
+    def _await_phases(self, running: _Running) -> None:
+        """Have the network change at its times after T; what an agent before us has missed, at once."""
+        network, start_s = running.trial.duty.get("network"), running.trial.steady_start_s
+        if not network or start_s is None:
+            return
+        now = time.monotonic()
+        due = [start_s + phase["at"] - now for phase in network["phases"]]
+        passed = [phase for phase, left in enumerate(due) if left <= 0]
+        if running.trial.reached("fired") and passed:
+            self._step(running, member.PhaseDue(passed[-1]))
+        for phase, left in enumerate(due):
+            if phase and left > 0:
+                self._reactor.after(left, functools.partial(self._step, running, member.PhaseDue(phase)))
+
     # -- the clock --
 
     def _measure(self, running: _Running) -> None:
@@ -394,6 +432,7 @@ class Agent:
             "noticed_ns": trial.fired.get("noticed_ns"),
             "fired_ns": trial.fired.get("fired_ns"),
             "exit": trial.exit,
+            "network": trial.network,
         }
 
         def done(found: t.Any) -> None:
@@ -465,6 +504,11 @@ class Agent:
                     with contextlib.suppress(BrokenPipeError):  # its end is reported by its exit
                         launcher.fire(running.handle, action.start_ns)
                     running.handle = None
+                self._await_phases(running)
+            elif isinstance(action, member.Shape):
+                self._shape(running, action.phase)
+            elif isinstance(action, member.Unshape):
+                self._unshape(running, action.phase)
             elif isinstance(action, member.Release):
                 if running.handle is not None:
                     launcher.release(running.handle)

@@ -202,6 +202,10 @@ def seats_problem(submission: t.Mapping[str, t.Any]) -> t.Optional[str]:
     twice = _repeated(names)
     if twice:
         return f"members: the name {', '.join(twice)} is there more than once"
+    networks = submission.get("networks") or {}
+    for entry in submission["members"]:
+        if entry.get("network") is not None and entry["network"] not in networks:
+            return f"members: {entry['name']}: there is no network {entry['network']}"
     groups = seats_of(submission)
     seated = [name for group in groups for name in group.members]
     odd = sorted(set(seated) ^ set(names)) or _repeated(seated)
@@ -665,6 +669,9 @@ class Barrier:
             refused = self.submission["on_clock_error"] == "refuse"
             (invalid if refused else degraded).extend(f"{member.name}: {problem}" for problem in problems)
             degraded += [f"{member.name} left {what}" for what in _left_behind(member.report.get("exit"))]
+            network = member.report.get("network")
+            if network is not None and network["problem"] is not None:
+                degraded.append(f"{member.name}: network: {network['problem']}")
         return ("invalid" if invalid else "degraded" if degraded else "valid"), invalid + degraded
 
     def _member_problem(self, member: _Member) -> t.Optional[str]:
@@ -722,7 +729,18 @@ class Barrier:
             "ports": (end and end.get("ports")) or [],
             "reason": member.failed or (end and end["detail"]) or None,
             "files": report.get("files") or [],
+            "network": self._network_row(report.get("network")),
         }
+
+    def _network_row(self, network: t.Optional[t.Mapping[str, t.Any]]) -> t.Optional[t.Dict[str, t.Any]]:
+        """When the rules of each phase of the network came into force (s after T; None: before it)."""
+        if network is None:
+            return None
+        phases = [
+            {"phase": e["phase"], "at_s": None if e["at_ns"] is None else (e["at_ns"] - (self.start_ns or 0)) / 1e9}
+            for e in network["phases"]
+        ]
+        return {"phases": phases, "cleared": network["cleared"], "problem": network["problem"]}
 
     def _skew(self) -> t.Optional[t.Dict[str, t.Any]]:
         """How far apart the members really started: lateness after T, each on its own clock, and how well those are

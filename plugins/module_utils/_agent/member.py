@@ -37,6 +37,27 @@ class Ready(t.NamedTuple):
     now_ns: int
 
 
+class Shaped(t.NamedTuple):
+    """The rules of a phase of the network are in force since `now_ns`, in `words` by device; `failed` says why not."""
+
+    phase: int
+    now_ns: int
+    words: t.Dict[str, t.List[str]]
+    failed: t.Optional[str] = None
+
+
+class PhaseDue(t.NamedTuple):
+    """It is time for a phase of the network."""
+
+    phase: int
+
+
+class Cleared(t.NamedTuple):
+    """The rules of the network are gone; `problem` says what was wrong with them, or that they are not gone."""
+
+    problem: t.Optional[str] = None
+
+
 class StartSaid(t.NamedTuple):
     """The rendezvous says T and the last moment for it, both on its own clock, at `now_ns`."""
 
@@ -114,6 +135,9 @@ Event = t.Union[
     Prepared,
     Measured,
     Ready,
+    Shaped,
+    PhaseDue,
+    Cleared,
     StartSaid,
     Fired,
     Exited,
@@ -145,6 +169,18 @@ class Measure(t.NamedTuple):
 
 class Arm(t.NamedTuple):
     """Fork the launcher."""
+
+
+class Shape(t.NamedTuple):
+    """Have the rules of a phase of the network in force."""
+
+    phase: int
+
+
+class Unshape(t.NamedTuple):
+    """Remove the rules of the network; those of `phase` should be in force, if that is known."""
+
+    phase: t.Optional[int]
 
 
 class Fire(t.NamedTuple):
@@ -179,7 +215,7 @@ class Discard(t.NamedTuple):
     """Remove the trial's files; the record stays, so that the epoch is never run again."""
 
 
-Action = t.Union[Save, Say, Measure, Arm, Fire, Release, Kill, Collect, Ask, Upload, Discard]
+Action = t.Union[Save, Say, Measure, Arm, Shape, Unshape, Fire, Release, Kill, Collect, Ask, Upload, Discard]
 
 _ORDER = {state: position for position, state in enumerate(STATES)}
 
@@ -199,8 +235,12 @@ class Trial:
         self.fired: t.Dict[str, int] = {}
         self.exit: t.Optional[t.Dict[str, t.Any]] = None
         self.files: t.Optional[t.List[t.Dict[str, t.Any]]] = None
+        #: What was done to the network: None until its first rules were asked for.
+        self.network: t.Optional[t.Dict[str, t.Any]] = None
         self.settled = False
         self._ready = False
+        self._shaping = False  # rules are being put in force
+        self._clearing = False
         self._busy = False  # collecting or uploading
         self._compared = False  # the clock was measured again after the command's end, or cannot be
 
@@ -219,6 +259,7 @@ class Trial:
             "fired": self.fired,
             "exit": self.exit,
             "files": self.files,
+            "network": self.network,
             "settled": self.settled,
         }
 
@@ -236,6 +277,7 @@ class Trial:
             "fired",
             "exit",
             "files",
+            "network",
             "settled",
         ):
             setattr(trial, name, record[name])
@@ -256,6 +298,7 @@ class Trial:
             "fired_ns": self.fired.get("fired_ns"),
             "exit": self.exit,
             "files": self.files,
+            "network": self.network,
         }
 
     def reached(self, state: str) -> bool:
@@ -272,6 +315,11 @@ class Trial:
         return self.failed is not None or self.reached("exited")
 
     @property
+    def steady_start_s(self) -> t.Optional[float]:
+        """T in seconds of this host's CLOCK_MONOTONIC, once it was accepted."""
+        return None if self.start_ns is None else self._known.to_steady(self.start_ns) / 1e9
+
+    @property
     def waits_for_clock(self) -> bool:
         """A measurement of the clock is awaited: before T, or after the end."""
         return not self._compared if self.reached("exited") else self.clock is None and not self.over
@@ -280,6 +328,11 @@ class Trial:
     def waits_for_others(self) -> bool:
         """Armed, and T is not said yet: the measured clock grows old."""
         return self.state == "armed" and not self.committed and not self.over
+
+    @property
+    def _rules_stand(self) -> bool:
+        """Rules were asked for, and are not known to be gone."""
+        return self.network is not None and not self.network["cleared"]
 
     @property
     def _known(self) -> Clock:
@@ -292,14 +345,15 @@ class Trial:
         """What a restarted agent does first. A launcher that still lives, or has ended, is reported as an event after
         this."""
         if self.settled or (self.failed is not None and not self.reached("exited")):
-            return []
+            return self._clear()
         if self.committed and not self.reached("exited"):
             return []  # the launcher goes on, or its record says how it ended
         if self.reached("exited"):
             return self._deliver()
         # Nothing was started, and the launcher has gone with the agent that held its pipe: make ready anew.
         self.state, self.armed_ns, self.clock = "prepared", None, None
-        return [Save(), *self._make_ready()]
+        actions = self._make_ready()
+        return [Save(), *actions]
 
     def step(self, event: Event) -> t.List[Action]:
         """Take one event; say what is to be done, in this order."""
@@ -308,17 +362,22 @@ class Trial:
 
     def _fail(self, reason: str) -> t.List[Action]:
         self.failed = reason
-        return [Save(), Say()]
+        return [Save(), Say(), *self._clear()]
 
     def _on_Prepared(self, event: Prepared) -> t.List[Action]:
         if event.failed is not None:
             return self._fail(event.failed)
         self.state = "prepared"
-        return [Save(), Say(), *self._make_ready()]
+        actions = self._make_ready()
+        return [Save(), Say(), *actions]
 
     def _make_ready(self) -> t.List[Action]:
         self._ready = False
-        return [Arm(), Measure()]
+        if not self.duty.get("network"):
+            return [Arm(), Measure()]
+        self.network = {"phases": [], "cleared": False, "problem": None}
+        self._shaping = True
+        return [Arm(), Measure(), Shape(0)]
 
     def _on_Measured(self, event: Measured) -> t.List[Action]:
         found = event.clock
@@ -339,8 +398,46 @@ class Trial:
         self._ready = True
         return self._maybe_armed(event.now_ns)
 
+    def _on_Shaped(self, event: Shaped) -> t.List[Action]:
+        if self.network is None:
+            return []
+        self._shaping = False
+        if event.failed is not None:
+            if not (self.committed or self.over):
+                return [*self._fail(f"network: {event.failed}"), Release()]
+            self.network["problem"] = self.network["problem"] or f"phase {event.phase}: {event.failed}"
+            return [Save(), Say()]
+        at_ns = self._known.to_rendezvous(event.now_ns) if self.committed else None  # the clock may not be known yet
+        if [entry["phase"] for entry in self.network["phases"][-1:]] != [event.phase]:
+            self.network["phases"].append({"phase": event.phase, "at_ns": at_ns, "words": event.words})
+        return [Save()] if self.committed or self.over else self._maybe_armed(event.now_ns)
+
+    def _on_PhaseDue(self, event: PhaseDue) -> t.List[Action]:
+        if not self.committed or self.over:
+            return []
+        self._shaping = True
+        return [Shape(event.phase)]
+
+    def _clear(self) -> t.List[Action]:
+        """Remove the rules, if there may be any."""
+        if self.network is None or self.network["cleared"] or self._clearing:
+            return []
+        self._clearing = True
+        phases = self.network["phases"]
+        return [Unshape(phases[-1]["phase"] if phases and not self._shaping else None)]
+
+    def _on_Cleared(self, event: Cleared) -> t.List[Action]:
+        if self.network is None:
+            return []
+        self._clearing = False
+        self.network["cleared"] = True
+        self.network["problem"] = self.network["problem"] or event.problem
+        return [Save(), Say(), *self._deliver()]
+
     def _maybe_armed(self, now_ns: int) -> t.List[Action]:
         if not self._ready or self.clock is None or self.state != "prepared" or self.over:
+            return []
+        if self.network is not None and not self.network["phases"]:
             return []
         self.state, self.armed_ns = "armed", self._known.to_rendezvous(now_ns)
         return [Save(), Say()]
@@ -396,6 +493,8 @@ class Trial:
         """The next step of the delivery, from wherever it stands."""
         if self.settled or self._busy or not self.reached("exited"):
             return []
+        if self._rules_stand:
+            return self._clear()
         if not self._compared:
             return [Measure()]  # now, while it still says something of the trial
         if self.files is None:
@@ -440,7 +539,7 @@ class Trial:
         if self.committed:
             return [Kill()]
         self.failed = f"released: {event.reason}"
-        return [Release(), Save()]
+        return [Release(), Save(), *self._clear()]
 
     def _on_SettledSaid(self, event: SettledSaid) -> t.List[Action]:
         if self.settled or not self.reached("delivered"):

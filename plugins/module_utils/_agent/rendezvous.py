@@ -429,6 +429,7 @@ class Rendezvous:
             "upload": submission["evidence"] is not None,
             "reference": reference and reference.to_json(),
             "max_clock_error": submission["max_clock_error"],
+            "network": _network(submission, entry),
         }
 
     def _next_turn(self) -> None:
@@ -585,3 +586,10 @@ def _event_from_json(kind: str, fields: t.List[t.Any]) -> barrier.Event:
     if kind == "Reported":
         return barrier.Reported(fields[0], wire.Epoch(**fields[1]), fields[2])
     return _EVENTS[kind](*fields)
+
+
+def _network(submission: t.Mapping[str, t.Any], member: t.Mapping[str, t.Any]) -> t.Optional[t.Dict[str, t.Any]]:
+    """What a member does with what it sends; what it sends to itself is left alone."""
+    found = (submission["networks"] or {}).get(member["network"])
+    own = [{"address": address} for address in member["addresses"] or ()]
+    return found and dict(found, exempt=[*found["exempt"], *own])

@@ -246,6 +246,19 @@ FILE = record(path=relative_path, size=integer(0, 2**53), sha256=SHA256)
 MAX_FILES = 2000
 FILES = listing(FILE, MAX_FILES)
 
+#: What a host does with what it sends: from its getting ready, and from `at` seconds after T on. Whoever carries the
+#: rules out checks them.
+NETWORK = record(
+    phases=listing(record(at=number(0, 10**8), rules=listing(anything, 10**5)), 1000),
+    exempt=listing(anything, 1000),
+)
+#: What became of it. Phase 0 was in force before T; the others since `at_ns`.
+NETWORK_DONE = record(
+    phases=listing(record(phase=integer(0, 1000), at_ns=maybe(NANOSECONDS)), 10**4),
+    cleared=flag,
+    problem=maybe(REASON),
+)
+
 #: What one host is asked to do.
 DUTY = record(
     rank=integer(0, 10**6),
@@ -266,6 +279,7 @@ DUTY = record(
     reference=maybe(CLOCK),
     #: How well the clock has to be known: worth waiting for a time daemon that has just been started.
     max_clock_error=number(0, 10**6),
+    network=maybe(NETWORK),
 )
 
 FROM_MEMBER: t.Dict[str, Check] = {
@@ -283,6 +297,7 @@ FROM_MEMBER: t.Dict[str, Check] = {
         fired_ns=maybe(NANOSECONDS),
         exit=maybe(EXIT),
         files=maybe(FILES),
+        network=maybe(NETWORK_DONE),
     ),
     "ask": record(epoch=_epoch, files=FILES),
     "wait": record(epoch=_epoch, name=NAME, generation=GENERATION, timeout=number(0, 10**8)),
@@ -328,9 +343,14 @@ SUBMISSION = record(
             command=text(1024 * 1024),
             environment=mapping(VARIABLE, text(128 * 1024), 1000),
             links=maybe(mapping(relative_path, text(4096), 1000)),
+            #: Which of the networks its rules are in, and its own addresses, to which they do not apply.
+            network=maybe(text(64)),
+            addresses=maybe(listing(text(64), 100)),
         ),
         100000,
     ),
+    #: Many hosts of a trial do the same with what they send.
+    networks=maybe(mapping(text(64), NETWORK, 10**5)),
     files=mapping(relative_path, text(LIMIT), 1000),
     links=mapping(relative_path, text(4096), 1000),
     deadline=number(0.001, 10**6),

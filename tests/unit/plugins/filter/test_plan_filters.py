@@ -45,22 +45,6 @@ def test_trials(plan: dict[str, t.Any]) -> None:
     assert call("trials", plan, attempts=attempts) == [{"trial_id": "r1", "attempt": 2}]
 
 
-def test_netem_rules(plan: dict[str, t.Any]) -> None:
-    assert call("netem_rules", plan, HOSTS, "r1") == []
-    shaped = _plan.expand(load_experiment(TEXT + "network: {party: {party: {rtt: 1ms}}}\n", "experiments/demo.yml"))
-    first, second = call("netem_rules", shaped, HOSTS, "r1")
-    assert (first["member"], second["member"]) == ("party-0", "party-1")
-    assert first["rules"] == [{"to": ["10.0.0.9"], "delay": "500us"}]
-    assert {"protocol": "tcp", "port": 7447} in first["exempt"]
-    assert call("netem_rules", shaped, HOSTS) == [first, second]
-    swept = "parameters: {rtt: [0ms, 1ms]}\nnetwork: {party: {party: {rtt: '{{ rtt }}'}}}\n"
-    differing = _plan.expand(load_experiment(TEXT + swept, "experiments/demo.yml"))
-    with pytest.raises(AnsibleFilterError, match="the network differs from trial to trial"):
-        call("netem_rules", differing, HOSTS)
-    with pytest.raises(AnsibleFilterError, match="the plan has no trial r9"):
-        call("netem_rules", shaped, HOSTS, "r9")
-
-
 def test_hosts_config(plan: dict[str, t.Any]) -> None:
     assert call("hosts_config", plan, HOSTS) == "10.0.0.9\n10.0.0.10\n"
 

@@ -38,7 +38,7 @@ def files(**changes: t.Any) -> dict[str, agent.File]:
 
 def test_every_subject_of_the_agent_is_shipped() -> None:
     names = {found.name for found in pkgutil.iter_modules(_agent.__path__)}
-    assert set(agent.SUBJECTS) == names | {"__init__"}
+    assert set(agent.SUBJECTS) == names
     with open(agent.__file__, encoding="utf-8") as stream:
         imported = stream.read().partition("import (")[2].partition(")")[0]
     assert {name.strip() for name in imported.split("\n")[1:] if name.strip()} == {f"{name}," for name in names}

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import re
 import typing as t
 
 import pytest
@@ -13,7 +14,7 @@ from hypothesis import strategies as st
 
 from ansible_collections.startline.lab.plugins.module_utils import _netem as tc
 from ansible_collections.startline.lab.plugins.plugin_utils import _netem, _network_profile, _plan
-from ansible_collections.startline.lab.plugins.plugin_utils._errors import ExperimentError, Problem
+from ansible_collections.startline.lab.plugins.plugin_utils._errors import ExperimentError, PlanError, Problem
 from ansible_collections.startline.lab.plugins.plugin_utils._experiment import load_experiment
 
 BASE = """
@@ -86,8 +87,8 @@ def test_the_narrowest_rule_gives_each_quantity() -> None:
 
 def test_links_are_few() -> None:
     expanded = plan("{all: {all: {rtt: 10ms}}, party-1: {chain-0: {loss: 1%}}}")
-    assert [len(links) for links in expanded["networks"].values()] == [5]
-    assert len(plan("{all: {all: {rtt: 10ms}}}")["networks"]["network-1"]) == 1
+    assert [len(network["links"]) for network in expanded["networks"].values()] == [5]
+    assert len(plan("{all: {all: {rtt: 10ms}}}")["networks"]["network-1"]["links"]) == 1
 
 
 def test_values_may_be_swept() -> None:
@@ -99,7 +100,7 @@ def test_values_may_be_swept() -> None:
     assert [trial["network"] for trial in expanded["trials"][:4]] == [
         trial["network"] for trial in expanded["trials"][4:]
     ]
-    assert expanded["networks"]["network-3"][0]["shape"] == {"delay": "5ms", "rate": "5mbit"}
+    assert expanded["networks"]["network-3"]["links"][0]["shape"] == {"delay": "5ms", "rate": "5mbit"}
     assert json.loads(json.dumps(expanded)) == expanded
 
 
@@ -116,7 +117,7 @@ def test_a_subscriber_has_its_own_rates() -> None:
     found = pairs("{party: {chain: {profile: 3g, rtt: 100ms}}}")
     assert found["party-0", "chain-0"] == {"delay": "50ms", "rate": "768kbit"}
     assert found["chain-0", "party-0"] == {"delay": "50ms", "rate": "1.6mbit"}
-    assert plan("{party: {chain: {profile: 3g}}}")["networks"]["network-1"][0]["rate_per"] == "pair"
+    assert plan("{party: {chain: {profile: 3g}}}")["networks"]["network-1"]["links"][0]["rate_per"] == "pair"
 
 
 @pytest.mark.parametrize("name", _network_profile.LINKS)
@@ -236,24 +237,55 @@ HOSTS = {
 }
 
 
-def rules(network: str, rest: str = "") -> dict[str, list[dict[str, t.Any]]]:
+def phases(network: str, rest: str = "", hosts: _netem.Hosts = HOSTS) -> dict[str, list[dict[str, t.Any]]]:
+    """The phases of each host that shapes anything."""
     expanded = plan(network, rest)
-    return _netem.host_rules(expanded, expanded["trials"][0], HOSTS)
+    found = _netem.host_networks(expanded, expanded["trials"][0], hosts)
+    return {member: found.networks[own["network"]]["phases"] for member, own in found.of.items()}
 
 
-def test_a_host_shapes_what_it_sends_to_all_addresses_of_the_others() -> None:
+def rules(network: str, rest: str = "", hosts: _netem.Hosts = HOSTS) -> dict[str, list[dict[str, t.Any]]]:
+    return {member: own[0]["rules"] for member, own in phases(network, rest, hosts).items()}
+
+
+def test_a_host_shapes_what_it_sends_to_the_others_by_the_addresses_that_they_have_for_it() -> None:
     found = rules("{party: {chain: {rtt: 80ms}}}")
-    assert found["party-2"] == [{"to": ["10.78.0.4", "10.78.0.5", "198.18.2.1", "198.18.2.2"], "delay": "40ms"}]
-    assert found["chain-1"][0]["to"] == [
+    assert found["party-2"] == [{"to": ["198.18.2.1", "198.18.2.2"], "delay": "40ms"}]
+    assert found["chain-1"][0]["to"] == ["198.18.1.1", "198.18.1.2", "198.18.1.3"]
+    inside = rules("{party: {party: {rtt: 80ms}}}")
+    assert inside["party-0"][0]["to"] == [
         *("10.77.0.4", "10.77.0.5", "10.77.0.6"),
         *("198.18.1.1", "198.18.1.2", "198.18.1.3"),
     ]
+    assert set(inside) == {"party-0", "party-1", "party-2"}
+
+
+def test_hosts_without_a_public_address_are_reached_by_their_gateway_and_seen_as_their_nat() -> None:
+    behind = {"address": "10.78.0.5", "gateway_address": "198.18.2.1", "nat_address": "198.18.9.9"}
+    found = rules("{party: {chain: {rtt: 80ms}}}", hosts={**HOSTS, "chain-1": behind})
+    assert found["party-0"][0]["to"] == ["198.18.2.1", "198.18.9.9"]
+    flat = {name: {"address": host["address"]} for name, host in HOSTS.items()}
+    assert rules("{party: {chain: {rtt: 80ms}}}", hosts=flat)["party-0"][0]["to"] == ["10.78.0.4", "10.78.0.5"]
+
+
+def test_one_gateway_is_one_network() -> None:
+    behind = {"address": "10.78.0.5", "gateway_address": "198.18.2.1"}
+    with pytest.raises(PlanError, match=r"party-0 reaches chain-1 by 198\.18\.2\.1, and others too"):
+        rules("{party: {chain: {rtt: 80ms}, chain-1: {rtt: 1ms}}}", hosts={**HOSTS, "chain-1": behind})
+
+
+def test_hosts_that_do_the_same_share_it_and_leave_themselves_out() -> None:
+    expanded = plan("{party: {party: {rtt: 80ms}, chain: {rtt: 1ms}}}")
+    found = _netem.host_networks(expanded, expanded["trials"][0], HOSTS)
+    assert sorted(found.networks) == ["n1", "n2"]
+    assert found.of["party-1"] == {"network": "n1", "addresses": ["10.77.0.5", "198.18.1.2"]}
+    assert {"protocol": "tcp", "port": 7447} in found.networks["n1"]["exempt"]
 
 
 def test_a_rate_is_for_all_or_for_each() -> None:
     assert len(rules("{party: {party: {rate: 1mbit}}}")["party-0"]) == 1
     found = rules("{party: {party: {rate: 1mbit, rate_per: pair}}}")["party-0"]
-    assert [rule["to"] for rule in found] == [["10.77.0.5", "198.18.1.2"], ["10.77.0.6", "198.18.1.3"]]
+    assert [rule["to"] for rule in found][1:] == [["10.77.0.5", "198.18.1.2"], ["10.77.0.6", "198.18.1.3"]]
 
 
 def test_only_members_of_the_trial_count() -> None:
@@ -261,14 +293,71 @@ def test_only_members_of_the_trial_count() -> None:
         "{party: {party: {rtt: 1ms}}}",
         "parameters: {n: [2, 3]}\norder: sequential\nexclude: [{n: 3}]\nenvironment: {N: '{{ n }}'}",
     )
-    assert found["chain-0"] == []
+    assert "chain-0" not in found
 
 
 def test_a_member_without_an_address_is_passed_over() -> None:
-    expanded = plan("{party: {party: {rtt: 1ms}}}")
-    found = _netem.host_rules(expanded, expanded["trials"][0], {k: v for k, v in HOSTS.items() if k != "party-1"})
-    assert found["party-0"] == [{"to": ["10.77.0.6", "198.18.1.3"], "delay": "500us"}]
+    found = rules("{party: {party: {rtt: 1ms}}}", hosts={k: v for k, v in HOSTS.items() if k != "party-1"})
+    assert found["party-0"][0]["to"] == ["10.77.0.4", "10.77.0.6", "198.18.1.1", "198.18.1.3"]
     assert "party-1" not in found
+
+
+# --- the timeline -----------------------------------------------------------------------------------------------------
+
+
+def test_a_moment_changes_what_it_gives_and_leaves_the_rest() -> None:
+    rest = """
+timeline:
+  - {at: 10s, network: {party: {party: {loss: 5%}}}}
+  - {at: 20, network: {party: {party: {delay: 1ms, loss: none}, chain: {rate: 1mbit}}}}
+"""
+    found = phases("{party: {party: {rtt: 80ms}}}", rest)
+    assert [phase["at"] for phase in found["party-0"]] == [0, 10, 20]
+    shapes = [
+        [{key: value for key, value in rule.items() if key != "to"} for rule in phase["rules"]]
+        for phase in found["party-0"]
+    ]
+    assert shapes == [
+        [{"delay": "40ms"}],
+        [{"delay": "40ms", "loss": "5%"}],
+        [{"delay": "1ms"}, {"rate": "1mbit"}],
+    ]
+    assert [len(phase["rules"]) for phase in found["chain-0"]] == [0, 0, 1]
+
+
+def test_a_timeline_alone_is_a_network() -> None:
+    found = phases("{}", "timeline: [{at: 1s, network: {party: {party: {rtt: 80ms}}}}]")
+    assert [bool(phase["rules"]) for phase in found["party-0"]] == [False, True]
+
+
+@pytest.mark.parametrize(
+    ("timeline", "path", "message"),
+    [
+        ("[{at: 0s, network: {party: {party: {rtt: 1ms}}}}]", "timeline[0].at", "must be longer than 0"),
+        ("[{at: 200s, network: {party: {party: {rtt: 1ms}}}}]", "timeline[0].at", r"time \(120 s\) is over"),
+        (
+            "[{at: 2s, network: {party: {party: {rtt: 1ms}}}}, {at: 1s, network: {party: {party: {rtt: 2ms}}}}]",
+            "timeline[1].at",
+            "is not later than the moment before it",
+        ),
+        ("[{at: 1s, network: {}}]", "timeline[0].network", "(?i)empty|at least"),
+        ("[{at: 1s}]", "timeline[0].network", "is missing"),
+        ("[{at: 1s, network: {pary: {party: {rtt: 1ms}}}}]", "timeline[0].network.pary", "is not a group"),
+        ("[{at: 1s, network: {party: {party: {rtt: 10}}}}]", "timeline[0].network.party.party.rtt", "has no unit"),
+        (
+            "[{at: 1s, network: {party: {chain: {rtt: 2ms}}, us: {eu: {rate: 1mbit}}, chain: {party: {rtt: 1ms}}}}]",
+            "timeline[0].network",
+            "neither rule is narrower",
+        ),
+    ],
+)
+def test_mistakes_in_a_timeline_are_named_with_their_place(timeline: str, path: str, message: str) -> None:
+    with pytest.raises(ExperimentError) as caught:
+        plan("{}", f"timeline: {timeline}")
+    found = [problem for problem in caught.value.problems if re.search(message, problem.message)]
+    assert found, caught.value
+    assert found[0].path.startswith(path)
+    assert found[0].line
 
 
 ENDS = st.sampled_from(["all", "us", "eu", "party", "chain", "party-0", "chain-1"])
@@ -285,7 +374,8 @@ def test_any_network_becomes_rules_that_compile_or_a_list_of_problems(network: d
         if wrong:
             raise
         return
-    for member, wanted in _netem.host_rules(expanded, expanded["trials"][0], HOSTS).items():
-        assert not any(HOSTS[member]["address"] in rule["to"] for rule in wanted)
+    found = _netem.host_networks(expanded, expanded["trials"][0], HOSTS)
+    for own in found.of.values():
+        wanted = found.networks[own["network"]]["phases"][0]["rules"]
         lines = tc.compile_device(tc.Device("eth0"), tc.parse_rules(wanted))
         assert bool(lines) == bool(wanted)

@@ -73,6 +73,7 @@ def test_the_arguments_of_start_barrier(plan: dict[str, t.Any]) -> None:
         ],
         "files": {"hosts.config": "10.0.0.9\n10.0.0.10\n10.0.0.4\n"},
         "links": {"dkg": "/opt/startline/artifacts/dkg"},
+        "networks": {},
         "deadline": 60,
         "timeout": 120,
         "seats": [

@@ -165,7 +165,7 @@ def test_a_port_that_is_taken_after_the_end_is_told(tmp_path: pathlib.Path) -> N
 
 TREE = """
 import os, subprocess, sys
-from _agent import launcher
+from module_utils._agent import launcher
 
 launcher.STOP_GRACE = 0.3
 spool, group = sys.argv[1:]

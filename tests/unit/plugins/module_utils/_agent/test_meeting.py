@@ -14,7 +14,7 @@ import typing as t
 import pytest
 
 from ansible_collections.startline.lab.plugins.module_utils._agent import client
-from ansible_collections.startline.lab.tests.unit.plugins.module_utils._agent.world import RUN, World, until
+from ansible_collections.startline.lab.tests.unit.plugins.module_utils._agent.world import AGENT, RUN, World, until
 
 Make = t.Callable[..., World]
 
@@ -22,7 +22,7 @@ Make = t.Callable[..., World]
 def wait(world: World, name: str, *arguments: str) -> str:
     """A shell command that waits, in the command of a trial. It has the configuration of nobody."""
     options = " ".join(arguments)
-    return f"PYTHONPATH={world.environment['PYTHONPATH']} {world.python} -m _agent.cli wait {name} {options}"
+    return f"PYTHONPATH={world.environment['PYTHONPATH']} {world.python} -m {AGENT} wait {name} {options}"
 
 
 def journal(world: World) -> pathlib.Path:
@@ -176,7 +176,7 @@ def test_a_waiter_that_is_killed_has_come_all_the_same(make_world: Make) -> None
 def test_the_command_line_says_how(make_world: Make) -> None:
     world = make_world(1)
     done = subprocess.run(
-        [world.python, "-m", "_agent.cli", "wait", "--help"],
+        [world.python, "-m", AGENT, "wait", "--help"],
         env=world.environment,
         capture_output=True,
         text=True,

@@ -19,8 +19,9 @@ from ansible_collections.startline.lab.plugins.module_utils._agent import mailbo
 from ansible_collections.startline.lab.plugins.plugin_utils import _mailbox, _tls
 from ansible_collections.startline.lab.plugins.plugin_utils._aws import AwsOptions
 
-#: What makes ``python -m _agent`` run the clone's agent.
-SOURCE = os.path.dirname(os.path.dirname(os.path.abspath(_agent.__file__)))
+#: What makes ``python -m AGENT`` run the clone's agent.
+SOURCE = str(pathlib.Path(_agent.__file__).absolute().parents[2])
+AGENT = "module_utils._agent.cli"
 RUN = "test-20260101T000000Z-abcd"
 #: Of mailboxes: nobody pays for the requests here.
 PACE = mailbox.Pace(0.1, 0.3)
@@ -124,7 +125,7 @@ class World:
     # -- processes --
 
     def command(self, name: str, *arguments: str) -> list[str]:
-        return [self.python, "-m", "_agent.cli", "--config", str(self.directory / name / "agent.json"), *arguments]
+        return [self.python, "-m", AGENT, "--config", str(self.directory / name / "agent.json"), *arguments]
 
     @property
     def environment(self) -> dict[str, str]:
