@@ -413,7 +413,7 @@ class Trial:
         return [Save()] if self.committed or self.over else self._maybe_armed(event.now_ns)
 
     def _on_PhaseDue(self, event: PhaseDue) -> t.List[Action]:
-        if not self.committed or self.over:
+        if self.network is None or not self.committed or self.over:
             return []
         self._shaping = True
         return [Shape(event.phase)]

@@ -604,6 +604,9 @@ class Host:
         self.launcher: str | None = None  # ready, sleeping, running, ended
         self.start_here = 0
         self.fires = 0
+        self.shaped = False  # the trial has a network
+        self.rules: int | None = None  # the phase that is in force
+        self.jobs: list[member.Shape | member.Unshape] = []
         self.waits = 0  # the generation of the barrier "x" that it has come to
         self.decided: dict[int, tuple[str, t.Any]] = {}
 
@@ -625,6 +628,20 @@ class Host:
                 self.launcher = None
             elif kind == "Kill" and self.launcher in ("sleeping", "running"):
                 self.launcher = "ended"
+            elif isinstance(action, (member.Shape, member.Unshape)):
+                self.jobs.append(action)
+
+    def shape(self) -> None:
+        """What `network.Shaper` does: one after another, and an agent that dies takes what waits with it."""
+        while self.jobs and self.alive:
+            job = self.jobs.pop(0)
+            if isinstance(job, member.Shape):
+                self.rules = job.phase
+                self.take(member.Shaped(job.phase, self.world.wall_ns, {}))
+            else:
+                assert job.phase in (None, self.rules), "would be taken for somebody else's change"
+                self.rules = None
+                self.take(member.Cleared())
 
     def take(self, event: member.Event) -> None:
         if self.trial is not None and self.alive:
@@ -636,7 +653,8 @@ class Host:
             return
         if kind == "prepare":
             if self.trial is None:
-                self.trial = member.Trial(EPOCH, {"upload": False})
+                network = {"phases": [{"at": 0}, {"at": 1}]} if self.shaped else None
+                self.trial = member.Trial(EPOCH, {"upload": False, "network": network})
                 self.take(member.Prepared())
             else:
                 self.do([member.Say()])
@@ -671,8 +689,10 @@ class Host:
         if self.launcher == "sleeping" and self.world.wall_ns >= self.start_here:
             self.launcher = "running"
             self.fires += 1
+            assert self.rules is not None or not self.shaped, "started without its network"
         if self.trial is None or not self.alive:
             return
+        self.shape()
         if self.launcher == "ready":
             self.take(member.Ready(self.world.wall_ns))
             self.take(member.Measured(clock.Clock(**CLOCK), self.world.wall_ns))
@@ -681,13 +701,18 @@ class Host:
         if self.launcher == "ended":
             if self.trial.reached("fired"):
                 self.take(member.Exited(EXIT))
+                self.shape()
                 self.take(member.Measured(clock.Clock(**CLOCK), self.world.wall_ns))
                 self.take(member.Collected([]))
             else:
                 self.take(member.LauncherGone(0))
+        self.shape()
+        if self.trial.over and not self.jobs:
+            assert self.rules is None, "rules were left"
 
     def crash(self) -> None:
         self.alive = self.up = False
+        self.jobs.clear()
         if self.launcher == "ready":
             self.launcher = None  # its pipe was closed without T
 
@@ -698,6 +723,8 @@ class Host:
             self.do(self.trial.resume())
             if self.trial.committed and not self.trial.over and self.launcher is None:
                 self.take(member.LauncherGone(0))
+            if self.trial.committed and not self.trial.over and self.trial.reached("fired"):
+                self.take(member.PhaseDue(0))
 
 
 class Universe:
@@ -830,14 +857,14 @@ STEPS = st.sampled_from(
     + ["wait"] * 4
     + ["advance", "soon"] * 2
     + ["exit"] * 2
-    + ["lose", "repeat", "wait again", "connect", "disconnect", "crash", "restart", "restart rendezvous"]
+    + ["next phase", "lose", "repeat", "wait again", "connect", "disconnect", "crash", "restart", "restart rendezvous"]
     + ["rare"]
 ).flatmap(
     lambda what: {
         "settle down": st.tuples(st.just(what), st.one_of(st.just(ALL), st.integers(1, ALL))),
         "advance": st.tuples(st.just(what), st.sampled_from([0.001, 0.05, 2.0, 20.0])),
         "soon": st.tuples(st.just("advance"), st.just(0.1)),
-        "rare": st.tuples(st.sampled_from(["abort", "break"] + ["advance"] * 6), st.integers(0, 5)),
+        "rare": st.tuples(st.sampled_from(["abort", "break", "no rules"] + ["advance"] * 6), st.integers(0, 5)),
     }.get(what, st.tuples(st.just(what), st.integers(0, 30)))
 )
 
@@ -871,6 +898,10 @@ def run_steps(universe: Universe, steps: t.Iterable[tuple[str, t.Any]]) -> None:
                 host.launcher = "ended"
         elif what == "break":
             hosts[argument % len(hosts)].take(member.Prepared("disk full"))
+        elif what == "no rules":
+            hosts[argument % len(hosts)].take(member.Shaped(argument % 2, 0, {}, "tc failed"))
+        elif what == "next phase":
+            hosts[argument % len(hosts)].take(member.PhaseDue(1))
         elif what in ("wait", "wait again"):
             hosts[argument % len(hosts)].wait(again=what == "wait again")
         elif what == "advance":
@@ -913,7 +944,10 @@ def universes(draw: st.DrawFn, most: int = 6) -> Universe:
                 wanted = draw(st.integers(1, len(members) + 1))
                 least = draw(st.integers(1, min(wanted, len(members))))
                 changes["seats"].append({"members": members, "seats": wanted, "least": least})
-    return Universe(count, **changes)
+    universe = Universe(count, **changes)
+    for host in universe.hosts.values():
+        host.shaped = draw(st.booleans())
+    return universe
 
 
 @settings(max_examples=200, deadline=None)
