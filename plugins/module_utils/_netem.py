@@ -449,6 +449,34 @@ def compile_device(
     return lines
 
 
+def transition(before: t.Sequence[str], after: t.Sequence[str]) -> t.Optional[t.List[str]]:
+    """The lines of ``tc -batch`` that turn a device that `before` has shaped into one that `after` shapes, in place.
+
+    Packets that are under way stay so, but in a netem whose options are others: netem keeps the options that a change does
+    not name (sch_netem.c, netem_change), so it is made anew, and so is a leaf of another kind. None if the packets are
+    classified in another way: then everything has to be made anew.
+    """
+    if len(before) != len(after):
+        return None
+    lines = []
+    for old, new in zip(before, after):
+        if old == new:
+            continue
+        place = re.match(r"(class|qdisc) add (dev \S+ parent \S+ (?:classid|handle) \S+) ", new)
+        if not place or not old.startswith(place.group(0)):
+            return None
+        if place.group(1) == "class" or _options(old) == _options(new):
+            lines.append(new.replace(" add ", " change ", 1))
+        else:
+            lines += ["qdisc del {}".format(place.group(2)), new]
+    return lines
+
+
+def _options(line: str) -> str:
+    """What a line says but for its numbers."""
+    return re.sub(r"\b\d[\w.%]*", "#", line)
+
+
 def largest_packet(device: Device, rules: t.Sequence[Rule]) -> int:
     """How many segments a packet of TCP may have until the network card cuts it up; 0 for as many as ever.
 

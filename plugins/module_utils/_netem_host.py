@@ -252,9 +252,11 @@ class Host:
         try:
             for name in names:
                 done.append(name)
-                self._undo(name, state)
-                if name in wanted:
-                    self._do(wanted[name].steps)
+                moves = self._moves(name, wanted, state)
+                if moves is None:
+                    self._undo(name, state)
+                    moves = wanted[name].steps if name in wanted else []
+                self._do(moves)
         except NetemError as exc:
             raise NetemError("{}. {}".format(exc, self._roll_back(done, segments, state))) from exc
         for name in names:
@@ -268,6 +270,30 @@ class Host:
                     "gso_max_segs": old.get("gso_max_segs") or segments[name],
                 }
         self._write_state(state)
+
+    def _moves(
+        self, name: str, wanted: t.Mapping[str, _Wanted], state: t.Mapping[str, t.Mapping[str, t.Any]]
+    ) -> t.Optional[t.List[Step]]:
+        """What turns the rules of a device into the others in place, if that can be and they are as we have left them."""
+        if name not in wanted or name not in state or self._snapshot(name) != state[name]["snapshot"]:
+            return None
+        size = "link set dev {} gso_max_segs ".format(name)
+        sizes: t.List[str] = []
+        parts: t.List[t.List[Step]] = []
+        for steps in (state[name]["steps"], wanted[name].steps):
+            own = [line for _tool, lines in steps for line in lines if line.startswith(size)]
+            sizes += own or [size + str(state[name]["gso_max_segs"])]
+            parts.append([(tool, list(lines)) for tool, lines in steps if lines != own])
+        moves: t.List[Step] = [("ip", sizes[1:])] if sizes[0] != sizes[1] else []
+        if [tool for tool, _lines in parts[0]] != [tool for tool, _lines in parts[1]]:
+            return None
+        for (tool, before), (_tool, after) in zip(*parts):
+            lines = _netem.transition(before, after)
+            if lines is None:
+                return None
+            if lines:
+                moves.append((tool, lines))
+        return moves
 
     def _do(self, steps: t.Sequence[t.Sequence[t.Any]]) -> None:
         for tool, lines in steps:

@@ -140,13 +140,46 @@ def connect(port):
 results["exempt"] = [connect(22), connect(80)]
 server.kill()
 ensure()
+
+def class_bytes():
+    return int(re.search(r"Sent (\d+) bytes", sh("tc -s class show dev va classid 57a1:1"))[1])
+
+def shapes_of(shape):
+    return tuple({"to": [to], **own} for to, own in zip(("10.9.0.2", "10.9.0.3"), shape))
+
+PLAIN, FAST = {"delay": "20ms"}, {"rate": "8mbit"}
+SHAPES = [
+    [{"delay": "20ms"}, FAST],
+    [{"delay": "5ms", "loss": "1%"}, {"rate": "4mbit"}],
+    [{"delay": "5ms", "jitter": "1ms"}, {"rate": "4mbit", "delay": "1ms"}],
+    [{"delay": "5ms", "jitter": "1ms", "distribution": "pareto"}, FAST],
+    [{"loss": "2%", "loss_burst": "3"}, {"rate": "2mbit", "corrupt": "1%"}],
+]
+fresh = []
+for shape in SHAPES:
+    ensure(); ensure(*shapes_of(shape))
+    fresh.append((tc(), segments()))
+ping(3)
+results["in place"] = []
+# Each of them after each: 0 1 0 2 0 3 0 4 1 2 1 3 ...
+for at in [i for one in range(len(SHAPES)) for other in range(one + 1, len(SHAPES)) for i in (one, other)]:
+    before = class_bytes()
+    ensure(*shapes_of(SHAPES[at]))
+    results["in place"].append([(tc(), segments()) == fresh[at], class_bytes() >= before > 0])
+ensure({"to": ["10.9.0.2"], "delay": "500ms"})
+under_way = subprocess.Popen("fping -C 1 -t 3000 -q 10.9.0.2", shell=True, stderr=subprocess.PIPE, text=True)
+for _attempt in range(100):
+    if re.search("netem.*\n.*\n backlog [1-9]", sh("tc -s qdisc show dev va")):
+        break
+results["under way"] = [ensure({"to": ["10.9.0.2"], "delay": "1ms"}), float(under_way.communicate()[1].split(":")[1])]
+ensure()
 print(json.dumps(results))
 """
 
 
 @pytest.fixture(scope="module")
 def results() -> dict[str, t.Any]:
-    return t.cast("dict[str, t.Any]", json.loads(uml.run(PROGRAM).splitlines()[-1]))
+    return t.cast("dict[str, t.Any]", json.loads(uml.run(PROGRAM, timeout=300).splitlines()[-1]))
 
 
 def test_check_mode_changes_nothing(results: dict[str, t.Any]) -> None:
@@ -236,3 +269,13 @@ def test_the_way_in_stays_fast(results: dict[str, t.Any]) -> None:
     ssh, web = results["exempt"]
     assert ssh < 0.1
     assert 0.2 <= web < 0.4
+
+
+def test_a_change_of_shape_is_made_in_place_and_comes_to_the_same(results: dict[str, t.Any]) -> None:
+    assert results["in place"] == [[True, True]] * 20
+
+
+def test_a_packet_that_is_under_way_arrives_when_the_delay_changes(results: dict[str, t.Any]) -> None:
+    changed, took = results["under way"]
+    assert changed
+    assert took >= 500
