@@ -1,37 +1,146 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""A run on a network that the experiment has asked for."""
+"""A run on a network that the experiment has asked for, and what may go wrong with the rules of a trial."""
 
 from __future__ import annotations
 
+import contextlib
 import json
+import typing as t
 
-from tests.support.commands import EXPERIMENTS, PROJECT, adhoc, playbook
+import pytest
+
+from tests.support.commands import EXPERIMENTS, PROJECT
+from tests.support.lab import Lab, until
 
 
-def test_each_trial_has_its_network_which_changes_on_its_timeline_and_is_gone_afterwards(cloud: None) -> None:
-    kept = playbook("site.yml", "-e", f"exp={EXPERIMENTS / 'shaped.yml'}", "-e", "keep=true")
+@pytest.fixture(scope="module")
+def lab(cloud: None, ec2: t.Any) -> t.Iterator[Lab]:
+    """Two hosts, after a run of two trials with different networks."""
+    lab = Lab(EXPERIMENTS / "shaped.yml")
     try:
-        assert kept.returncode == 0, kept.output[-4000:]
-        assert f"{kept.run_id}: VALID" in kept.output
-        trials = PROJECT / "results" / "shaped" / kept.run_id / "trials"
-        for rate in ("8", "4"):
-            attempt = trials / f"rate-{rate}mbit.r1" / "1"
-            rows = json.loads((attempt / "trial.json").read_text())["members"]
-            for member in ("node-0", "node-1"):
-                shown = (attempt / member / "stdout").read_text()
-                assert "qdisc htb 57a1: dev" in shown
-                assert f"rate {rate}Mbit ceil {rate}Mbit" in shown
-                assert "rate 1Mbit ceil 1Mbit" in shown
-                network = rows[member]["network"]
-                assert (network["cleared"], network["problem"]) == (True, None)
-                assert [phase["phase"] for phase in network["phases"]] == [0, 1]
-                assert network["phases"][1]["at_s"] >= 0.5
-                words = json.loads((attempt / member / "meta.json").read_text())["network"]["phases"][0]["words"]
-                assert f"rate {rate}mbit" in str(words)
-        left = adhoc("node:&experiment_shaped", "-m", "ansible.builtin.command", "-a", "/usr/sbin/tc qdisc show")
-        assert left.returncode == 0, left.output
-        assert left.output.count("CHANGED") == 2
-        assert "57a1:" not in left.output
+        lab.find(ec2)
+        yield lab
     finally:
-        gone = playbook("playbooks/destroy.yml", "-e", f"run={kept.run_id}")
-    assert gone.returncode == 0, gone.output[-4000:]
+        lab.close()
+
+
+def shaped(lab: Lab, command: str, rate: str = "8mbit", **arguments: t.Any) -> dict[str, t.Any]:
+    """A trial in which every host shapes what it sends to all."""
+    rules = [{"to": sorted(lab.private_addresses.values()), "rate": rate}]
+    network = {"phases": [{"at": 0, "rules": rules}], "exempt": [{"protocol": "tcp", "port": 22}]}
+    trial = lab.trial(command, networks={"n": network}, **arguments)
+    for member in trial["members"]:
+        member.update(network="n", addresses=[lab.private_addresses[member["name"]]])
+    return trial
+
+
+def qdiscs(lab: Lab, member: str) -> str:
+    return lab.shell(member, "tc qdisc show")
+
+
+def test_each_trial_has_its_network_which_changes_on_its_timeline(lab: Lab) -> None:
+    results = PROJECT / "results" / "shaped" / lab.run_id
+    assert json.loads((results / "run.json").read_text())["verdict"] == "valid"
+    for rate in ("8", "4"):
+        attempt = results / "trials" / f"rate-{rate}mbit.r1" / "1"
+        rows = json.loads((attempt / "trial.json").read_text())["members"]
+        for member in lab.members:
+            shown = (attempt / member / "stdout").read_text()
+            assert "qdisc htb 57a1: dev" in shown
+            assert f"rate {rate}Mbit ceil {rate}Mbit" in shown
+            assert "rate 1Mbit ceil 1Mbit" in shown
+            network = rows[member]["network"]
+            assert (network["cleared"], network["problem"]) == (True, None)
+            assert [phase["phase"] for phase in network["phases"]] == [0, 1]
+            assert network["phases"][1]["at_s"] >= 0.5
+            words = json.loads((attempt / member / "meta.json").read_text())["network"]["phases"][0]["words"]
+            assert f"rate {rate}mbit" in str(words)
+
+
+def test_nothing_is_left_after_the_last_trial(lab: Lab) -> None:
+    for member in lab.members:
+        assert "57a1:" not in qdiscs(lab, member)
+        assert "startline-netem" not in lab.shell(member, "systemctl list-units --all --plain --no-legend")
+
+
+def test_rules_that_cannot_be_had_are_named_and_nobody_starts(lab: Lab) -> None:
+    first, second = lab.members
+    device = lab.shell(second, "ip -o route show default").split(" dev ")[1].split()[0]
+    lab.shell(second, f"tc qdisc add dev {device} root pfifo limit 77")
+    try:
+        result = lab.submit(shaped(lab, "true")).result()
+    finally:
+        left = qdiscs(lab, second)
+        lab.shell(second, f"tc qdisc del dev {device} root")
+    assert result["outcome"] == "aborted"
+    assert f"{second}: network: {device} has a root qdisc of somebody else" in result["reasons"][0]
+    assert "limit 77p" in left
+    until(lambda: "57a1:" not in qdiscs(lab, first), 10, "the other's rules are gone")
+    assert lab.submit(shaped(lab, "true")).result()["verdict"] == "valid"
+
+
+def test_rules_that_somebody_changes_are_noticed(lab: Lab) -> None:
+    victim = lab.members[1]
+    pending = lab.submit(shaped(lab, "while [ ! -e /tmp/startline-changed ]; do sleep 0.05; done"))
+    until(lambda: "57a1:" in qdiscs(lab, victim), 20, "rules")
+    lab.reach(pending, "running")
+    device = qdiscs(lab, victim).split("qdisc htb 57a1: dev ")[1].split()[0]
+    lab.shell(victim, f"tc qdisc del dev {device} root")
+    for member in lab.members:
+        lab.shell(member, "touch /tmp/startline-changed")
+    result = pending.result()
+    assert result["verdict"] == "degraded"
+    assert result["reasons"] == [
+        f"{victim}: network: the rules that were in force were changed or removed by somebody else"
+    ]
+
+
+def test_an_agent_that_never_comes_back_leaves_a_timer_that_removes_the_rules(lab: Lab) -> None:
+    victim = lab.members[1]
+    pending = lab.submit(shaped(lab, "while [ ! -e /tmp/startline-go-on ]; do sleep 0.05; done", timeout=60.0))
+    lab.reach(pending, "running")
+    lab.shell(victim, "systemctl kill --signal=KILL --kill-who=main startline-agent; systemctl stop startline-agent")
+    try:
+        assert "57a1:" in qdiscs(lab, victim)
+        timers = lab.shell(victim, "systemctl list-units --plain --no-legend 'startline-netem-revert-*.timer'").split()
+        assert timers[3] == "waiting"
+        # What the timer does when its time has come; that it comes is shown by the scenario `netem`.
+        lab.shell(victim, f"systemctl start --wait {timers[0].replace('.timer', '.service')}")
+        assert "57a1:" not in qdiscs(lab, victim)
+    finally:
+        lab.shell(victim, "systemctl start startline-agent")
+        for member in lab.members:
+            lab.shell(member, "touch /tmp/startline-go-on")
+    result = pending.result()
+    assert result["verdict"] == "degraded"
+    assert result["members"][victim]["network"]["cleared"]
+
+
+def test_an_agent_killed_with_rules_in_force_takes_them_up_again(lab: Lab) -> None:
+    victim = lab.members[1]
+    pending = lab.submit(shaped(lab, "while [ ! -e /tmp/startline-taken-up ]; do sleep 0.05; done"))
+    lab.reach(pending, "running")
+    lab.shell(victim, "systemctl kill --signal=KILL --kill-who=main startline-agent")
+    until(lambda: lab.connected(*lab.members), 20, "the agent is back")
+    assert "57a1:" in qdiscs(lab, victim)
+    for member in lab.members:
+        lab.shell(member, "touch /tmp/startline-taken-up")
+    assert pending.result()["verdict"] == "valid"
+    assert "57a1:" not in qdiscs(lab, victim)
+
+
+def test_a_host_that_reboots_has_no_rules_and_takes_part_again(lab: Lab) -> None:
+    victim = lab.members[1]
+    pending = lab.submit(shaped(lab, "sleep 3600", timeout=60.0))
+    lab.reach(pending, "running")
+    lab.shell(victim, "touch /run/before-the-reboot")
+    with contextlib.suppress(AssertionError):  # the connection goes with the host
+        lab.shell(victim, "systemctl reboot")
+    lab.shell(lab.members[0], "startline-agent abort --reason 'seen enough'")
+    result = pending.result()
+    assert result["verdict"] == "invalid"
+    assert any(victim in reason for reason in result["reasons"]), result["reasons"]
+    until(lambda: lab.connected(*lab.members), 30, "the host is back")
+    assert "before" not in lab.shell(victim, "ls /run")
+    assert "57a1:" not in qdiscs(lab, victim)
+    assert lab.submit(shaped(lab, "true")).result()["verdict"] == "valid"
