@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import collections
 import os
-import subprocess
 import typing as t
 
 from .reactor import Reactor
@@ -97,6 +96,8 @@ def _clear(network: Network, phase: t.Optional[int]) -> t.Dict[str, t.Any]:
 
 
 def _run(command: t.List[str], text: str) -> t.Tuple[int, str, str]:
+    import subprocess
+
     from .. import _netem
 
     environment = {"PATH": _PATH, "LC_ALL": "C"}
