@@ -45,7 +45,7 @@ soak: setup-dev  ## The long tests: many members, for long
 	$(activate) && pytest -s tests/soak
 
 schema:  ## Write experiments/schema.json anew from the models
-	$(activate) && python -m ansible_collections.startline.lab.plugins.plugin_utils._experiment > experiments/schema.json
+	$(activate) && PYTHONPATH=collections python -m ansible_collections.startline.lab.plugins.plugin_utils._experiment > experiments/schema.json
 
 down:  ## Stop the local cloud and remove everything of it
 	@$(activate) && python -m localcloud down

@@ -87,7 +87,10 @@ left:
   elements: str
   sample: []
 hosts:
-  description: The hosts by member name.
+  description:
+    - The hosts by member name. C(address) is private; C(public_address) may be empty.
+    - Of a host that is reached through its site's gateway, C(gateway) is the member, C(gateway_address) its public
+      address, and C(nat_address) the public address that the host is seen to come from. Of others these are empty.
   returned: O(state=answering)
   type: dict
   sample:
@@ -103,4 +106,7 @@ hosts:
       address: 10.77.0.4
       public_address: 198.18.1.0
       login_address: 198.18.1.0
+      gateway: ""
+      gateway_address: ""
+      nat_address: ""
 """

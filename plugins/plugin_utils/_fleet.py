@@ -43,7 +43,9 @@ _RESOURCES: t.Final = (
 class Host:
     """An instance of the run, as EC2 describes it.
 
-    `address` is private, `public_address` may be empty. `index` is ``None`` until the host has been given one.
+    `address` is private, `public_address` may be empty. `index` is ``None`` until the host has been given one. Of a host
+    in a private site `gateway` is the member that leads to it and `gateway_address` where that is reached, and
+    `nat_address` is what it is seen to come from; of others they are empty.
     """
 
     instance_id: str
@@ -55,6 +57,9 @@ class Host:
     reason: str
     address: str
     public_address: str
+    gateway: str = ""
+    gateway_address: str = ""
+    nat_address: str = ""
 
     @property
     def name(self) -> str:
@@ -63,7 +68,7 @@ class Host:
 
     @property
     def login_address(self) -> str:
-        """Where the controller logs in."""
+        """Where the controller logs in; of a host behind a gateway, from there."""
         return self.public_address or self.address
 
 
@@ -81,7 +86,23 @@ def parse_instance(instance: t.Mapping[str, t.Any], region: str) -> Host:
         reason=instance.get("StateReason", {}).get("Message", "") or instance.get("StateTransitionReason", ""),
         address=instance.get("PrivateIpAddress") or "",
         public_address=instance.get("PublicIpAddress") or "",
+        gateway=tags.get("startline:gateway", ""),
     )
+
+
+def with_ways(hosts: t.Sequence[Host], nat_addresses: t.Mapping[str, str]) -> list[Host]:
+    """The hosts, those behind a gateway with the way in and the way out. `nat_addresses` are by site."""
+    gateways = {host.name: host.public_address for host in hosts if host.state in ALIVE}
+    return [
+        dataclasses.replace(
+            host,
+            gateway_address=gateways.get(host.gateway, ""),
+            nat_address=nat_addresses.get(host.site, ""),
+        )
+        if host.gateway
+        else host
+        for host in hosts
+    ]
 
 
 def assign_indexes(hosts: t.Sequence[Host], counts: t.Mapping[str, int]) -> dict[str, int]:
@@ -141,6 +162,7 @@ class Fleet:
     def describe(self) -> list[Host]:
         """Every instance that carries the run's tag, whatever its state, in a stable order."""
         hosts: list[Host] = []
+        nat_addresses: dict[str, str] = {}
         for region, client in self._clients.items():
             pages = client.get_paginator("describe_instances").paginate(
                 Filters=[{"Name": "tag:startline:run", "Values": [self._run_id]}]
@@ -151,7 +173,26 @@ class Fleet:
                 for reservation in page["Reservations"]
                 for instance in reservation["Instances"]
             )
-        return sorted(hosts, key=lambda host: (host.region, *_by_address(host)))
+        for region in {host.region for host in hosts if host.gateway}:
+            nat_addresses.update(self._nat_addresses(self._clients[region]))
+        return with_ways(sorted(hosts, key=lambda host: (host.region, *_by_address(host))), nat_addresses)
+
+    def _nat_addresses(self, client: t.Any) -> dict[str, str]:
+        """The public addresses of the run's NAT gateways in a region, by site."""
+        found = client.describe_nat_gateways(
+            Filter=[
+                {"Name": "tag:startline:run", "Values": [self._run_id]},
+                {"Name": "state", "Values": ["pending", "available"]},
+            ]
+        )
+        return {
+            tag["Value"]: address["PublicIp"]
+            for gateway in found["NatGateways"]
+            for tag in gateway["Tags"]
+            if tag["Key"] == "startline:site"
+            for address in gateway["NatGatewayAddresses"]
+            if address.get("PublicIp")
+        }
 
     def count(self) -> collections.Counter[str]:
         """How many hosts of each group there are that live, or are stopped and can live again."""

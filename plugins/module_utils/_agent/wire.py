@@ -204,6 +204,7 @@ NANOSECONDS = integer(-(2**62), 2**62)
 RUN = text(128, r"[A-Za-z0-9][A-Za-z0-9._-]*")
 TRIAL = text(128, r"[A-Za-z0-9][A-Za-z0-9._-]*")
 MEMBER = text(128, r"[A-Za-z0-9][A-Za-z0-9._-]*")
+SITE = text(128, r"[A-Za-z0-9][A-Za-z0-9._-]*")
 REASON = text(4000)
 SHA256 = text(64, r"[0-9a-f]{64}")
 VARIABLE = text(256, r"[A-Za-z_][A-Za-z0-9_]*")
@@ -328,10 +329,13 @@ SUBMISSION = record(
             command=text(1024 * 1024),
             environment=mapping(VARIABLE, text(128 * 1024), 1000),
             links=maybe(mapping(relative_path, text(4096), 1000)),
+            site=maybe(SITE),
         ),
         100000,
     ),
     files=mapping(relative_path, text(LIMIT), 1000),
+    #: Files of the members of a site, beside `files`.
+    site_files=maybe(mapping(SITE, mapping(relative_path, text(LIMIT), 1000), 1000)),
     links=mapping(relative_path, text(4096), 1000),
     deadline=number(0.001, 10**6),
     timeout=number(0.001, 10**8),
