@@ -33,6 +33,10 @@ PROBE_TIMEOUT = 15
 FIRST_PORT = 12300
 PORTS = 500
 
+#: Ends sshuttle, whose child the shell is, when ssh has ended. By itself it may not notice: when it reads the end of the
+#: stream before ssh can be waited for, it waits for the next connection, which is lost. USR1 is a failure to systemd.
+END = "kill -s USR1 $PPID"
+
 #: (kind, words of ssh, what it means). The first that is found counts.
 PROBLEMS = (
     (
@@ -138,7 +142,7 @@ def overlaps(settings: Json, own: t.Iterable[t.Tuple[str, str]]) -> t.Optional[s
     for device, interface in own:
         address = ipaddress.IPv4Interface(interface)
         for network in map(ipaddress.IPv4Network, settings["networks"]):
-            if not network.overlaps(address.network) or any(_within(address.network, hole) for hole in exclude):
+            if not network.overlaps(address.network) or any(address.network.subnet_of(hole) for hole in exclude):
                 continue
             taken = f"address {address.ip}" if address.ip in network else f"network {address.network}"
             return (
@@ -146,10 +150,6 @@ def overlaps(settings: Json, own: t.Iterable[t.Tuple[str, str]]) -> t.Optional[s
                 f"{address.network} if it holds nothing that the tunnel is for"
             )
     return None
-
-
-def _within(inner: ipaddress.IPv4Network, outer: ipaddress.IPv4Network) -> bool:
-    return inner.subnet_of(outer)
 
 
 def takes(settings: Json, address: str) -> bool:
@@ -175,7 +175,8 @@ def arguments(settings: Json, port: int, method: str, gateway: str, log: str) ->
         exclude.append(f"{gateway}:{settings['port']}")
     words = ["--method", method, "--disable-ipv6", "--listen", f"127.0.0.1:{port}"]
     words += ["--latency-buffer-size", str(settings["buffer"])]
-    words += ["--ssh-cmd", f"ssh -F {ETC}/{settings['name']}/ssh_config -E {log}", "--remote", settings["gateway"]]
+    ssh = f"ssh -F {ETC}/{settings['name']}/ssh_config -E {log}"
+    words += ["--ssh-cmd", f"sh -c '{ssh} \"$@\"; {END}' ssh", "--remote", settings["gateway"]]
     for network in exclude:
         words += ["--exclude", network]
     return ["sshuttle", *words, *networks]
