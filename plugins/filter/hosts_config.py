@@ -19,15 +19,18 @@ options:
     type: dict
     required: true
   hosts:
-    description: The hosts by member name, as M(startline.lab.fleet) returns them. Only C(address) is used.
+    description: The hosts by member name, as M(startline.lab.fleet) returns them. Only C(address) and C(public_address) are used.
     type: dict
     required: true
+  site:
+    description: The site whose hosts read it. Left out, each host has the address that its own site knows.
+    type: str
 """
 
 EXAMPLES = r"""
 - name: Write the addresses of the fleet
   ansible.builtin.copy:
-    content: "{{ plan | startline.lab.hosts_config(fleet.hosts) }}"
+    content: "{{ plan | startline.lab.hosts_config(fleet.hosts, site='eu') }}"
     dest: /etc/startline/hosts.config
     mode: "0644"
 """
@@ -48,11 +51,11 @@ from ansible_collections.startline.lab.plugins.plugin_utils._hosts_config import
 from ansible_collections.startline.lab.plugins.plugin_utils._plan import check_format
 
 
-def hosts_config(plan: dict[str, t.Any], hosts: dict[str, dict[str, t.Any]]) -> str:
+def hosts_config(plan: dict[str, t.Any], hosts: dict[str, dict[str, t.Any]], site: str | None = None) -> str:
     """See DOCUMENTATION."""
     try:
         check_format(plan)
-        return fleet_hosts_config(plan, hosts)
+        return fleet_hosts_config(plan, hosts, site)
     except StartlineError as exc:
         raise AnsibleFilterError(str(exc)) from exc
 

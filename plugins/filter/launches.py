@@ -58,6 +58,7 @@ _value:
   sample:
     - group: party
       site: default
+      private: false
       region: us-east-1
       count: 8
       instance_type: t3a.medium

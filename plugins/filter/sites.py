@@ -10,7 +10,7 @@ short_description: The sites of a plan that have hosts
 version_added: 0.1.0
 author: The Startline authors (@startline)
 description:
-  - The places where a run needs a network, each with its region, the network and the subnet that holds its hosts.
+  - The places where a run needs a network, each with its region, the network and the subnets that hold its hosts.
 options:
   _input:
     description: The plan, as M(startline.lab.plan) returns it.
@@ -40,6 +40,7 @@ _value:
       region: us-east-1
       cidr: 10.77.0.0/16
       subnet: 10.77.0.0/20
+      private_subnet: ""
 """
 
 import typing as t

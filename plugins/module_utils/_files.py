@@ -7,6 +7,7 @@ This util is PRIVATE to the collection.
 from __future__ import annotations
 
 import os
+import shutil
 import tempfile
 
 
@@ -31,3 +32,17 @@ def write(path: str, text: str, mode: int) -> None:
     except BaseException:
         os.unlink(scratch)
         raise
+
+
+def ensure(path: str, text: str, mode: int, directory_mode: int = 0o755) -> None:
+    """`write`, with the directories above."""
+    os.makedirs(os.path.dirname(path), directory_mode, exist_ok=True)
+    write(path, text, mode)
+
+
+def remove(path: str) -> None:
+    """Remove a file, or a directory with all that is in it; nothing when it is not there."""
+    if os.path.isdir(path) and not os.path.islink(path):
+        shutil.rmtree(path)
+    elif os.path.lexists(path):
+        os.unlink(path)

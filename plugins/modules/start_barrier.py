@@ -87,6 +87,9 @@ options:
         type: list
         elements: str
         default: []
+      site:
+        description: The entry of O(site_files) that it gets.
+        type: str
   networks:
     description:
       - What members do with what they send, by names that O(members[].network) uses. Each has C(phases), a list of C(at) and
@@ -100,6 +103,11 @@ options:
     description: Text files that are written in every working directory, by relative path.
     type: dict
     default: {}
+  site_files:
+    description:
+      - Files that differ from site to site, such as a hosts.config. By site, then as O(files), beside which they are written, or
+        in place of one of the same path.
+    type: dict
   links:
     description: Symbolic links that are made in every working directory, by relative path. One that leads nowhere is an error.
     type: dict

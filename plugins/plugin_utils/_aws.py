@@ -30,6 +30,13 @@ def is_aws_error(exc: BaseException) -> bool:
     return any(cls.__module__.partition(".")[0] in ("boto3", "botocore") for cls in type(exc).__mro__)
 
 
+def is_refusal(exc: BaseException) -> bool:
+    """Whether AWS does not let us do that here: a region that an organisation's policy closes, for example."""
+    response = getattr(exc, "response", None)
+    code = response.get("Error", {}).get("Code") if isinstance(response, dict) else None
+    return code in ("UnauthorizedOperation", "AccessDenied", "OptInRequired", "AuthFailure")
+
+
 @dataclasses.dataclass(frozen=True)
 class AwsOptions:
     """Where AWS is and who asks. What is ``None`` is left to boto3's chain."""

@@ -43,6 +43,10 @@ def submission(arguments: t.Mapping[str, t.Any]) -> dict[str, t.Any]:
     ]
     for name in ("files", "links"):
         trial[name] = {str(path): str(value) for path, value in (arguments.get(name) or {}).items()}
+    trial["site_files"] = {
+        str(site): {str(path): str(value) for path, value in files.items()}
+        for site, files in (arguments.get("site_files") or {}).items()
+    } or None
     trial["user"] = arguments.get("user") or None
     # What only one of the actions that submit trials says.
     return {"form": False, "formed_from": None, "delivery_deadline": DELIVERY_DEADLINE, **trial}

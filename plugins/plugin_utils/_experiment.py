@@ -8,6 +8,7 @@ ansible_collections.startline.lab.plugins.plugin_utils._experiment``). This util
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import dataclasses
 import ipaddress
@@ -412,6 +413,7 @@ Owner = t.Annotated[
 ]
 
 Transport = t.Literal["tcp", "s3"]
+Addresses = t.Literal["auto", "private", "public"]
 
 
 # --- the model --------------------------------------------------------------------------------------------------------
@@ -438,6 +440,10 @@ class Site(_Model):
     )
     transport: Transport | None = pydantic.Field(
         default=None, description="How its hosts reach the rendezvous, if not as `barrier.transport` says."
+    )
+    gateway: str | None = pydantic.Field(
+        default=None,
+        description="Makes the site private: only this group has public addresses, and its first host leads to the others.",
     )
 
 
@@ -609,6 +615,10 @@ class ExperimentFile(_Model):
     sites: dict[SiteName, Site] = pydantic.Field(
         default={}, description="Named places. Left out: one site, in the inventory's region, for all groups."
     )
+    addresses: Addresses = pydantic.Field(
+        default="auto",
+        description="Addresses that hosts get of each other: auto (private within a site, public between them), private, public.",
+    )
     groups: dict[GroupName, Group] = pydantic.Field(
         min_length=1,
         description="Groups of hosts. Their order is the order of ranks: the last group comes last in hosts.config.",
@@ -690,6 +700,10 @@ class ExperimentFile(_Model):
             for one, others in network.items():
                 for other, link in others.items():
                     yield (*place, one, other), one, other, link
+
+    def meeting_group(self, groups: t.Sequence[str]) -> str:
+        """Which of the groups has the rendezvous, on its first host."""
+        return self.rendezvous or ("coordinator" if "coordinator" in groups else groups[0])
 
 
 # --- reading and checking ---------------------------------------------------------------------------------------------
@@ -904,6 +918,7 @@ def _check(
     )
     return [
         *_check_sites(spec, document),
+        *_check_gateways(spec, document, names),
         *_check_groups(spec, document, names, known),
         *_check_quorum(spec, document, names),
         *_check_artifacts(spec, document, names, source, exists),
@@ -961,6 +976,54 @@ def _check_sites(spec: ExperimentFile, document: Document) -> t.Iterator[Problem
                 path, f"{cidr} overlaps the network of site {other}", "Give each site a network of its own."
             )
         networks[name] = network
+
+
+def _check_gateways(spec: ExperimentFile, document: Document, names: _Names) -> t.Iterator[Problem]:
+    only_site = names.sites[0] if len(names.sites) == 1 else None
+    home = {name: group.site or only_site for name, group in spec.groups.items()}
+    for name, site in spec.sites.items():
+        gateway = site.gateway
+        path: Path = ("sites", name, "gateway")
+        if gateway is None:
+            continue
+        if gateway not in names.groups:
+            yield document.problem(
+                path, f"{gateway} is not a group", did_you_mean(gateway, names.groups, "Declared groups")
+            )
+        elif home.get(gateway) not in (name, None):
+            own = [group for group, where in home.items() if where == name]
+            message = f"{gateway} is in site {home[gateway]}, so it leads to nobody here"
+            yield document.problem(path, message, f"Groups of {name}: {listed(own)}.")
+        else:
+            yield from _check_meeting(spec, document, names, home, name, gateway)
+        with contextlib.suppress(ValueError):  # of what is no network _check_sites tells
+            network = ipaddress.IPv4Network(spec.networks[name])
+            if network.prefixlen == 28:
+                message = f"{network} cannot be halved, and a private site has two subnets of /28 at least"
+                yield document.problem(("sites", name, "cidr"), message, "Give a /27 or larger, or leave it out.")
+
+
+def _check_meeting(
+    spec: ExperimentFile,
+    document: Document,
+    names: _Names,
+    home: t.Mapping[str, str | None],
+    private: str,
+    gateway: str,
+) -> t.Iterator[Problem]:
+    """Refuse a rendezvous behind a gateway when others come to it from outside."""
+    meeting = spec.meeting_group(names.groups)
+    if home.get(meeting) != private or meeting == gateway:
+        return
+    others = [
+        name
+        for name, site in spec.sites.items()
+        if name != private and name in home.values() and (site.transport or spec.barrier.transport) == "tcp"
+    ]
+    if others:
+        message = f"{meeting}-0 is the rendezvous, and behind the gateway {listed(others)} cannot reach it by tcp"
+        remedy = f"Give transport: s3 to {listed(others)}, or name another group as rendezvous: {gateway}."
+        yield document.problem(("sites", private, "gateway"), message, remedy)
 
 
 def _check_groups(

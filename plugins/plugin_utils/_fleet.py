@@ -12,11 +12,15 @@ from __future__ import annotations
 
 import asyncio
 import collections
+import concurrent.futures
+import contextlib
 import dataclasses
 import ipaddress
+import pathlib
 import time
 import typing as t
 
+from ansible_collections.startline.lab.plugins.plugin_utils._aws import is_refusal
 from ansible_collections.startline.lab.plugins.plugin_utils._errors import FleetError
 
 ALIVE: t.Final = ("pending", "running")
@@ -29,6 +33,7 @@ _RESOURCES: t.Final = (
     ("describe_instances", "Reservations", "InstanceId"),
     ("describe_volumes", "Volumes", "VolumeId"),
     ("describe_network_interfaces", "NetworkInterfaces", "NetworkInterfaceId"),
+    ("describe_nat_gateways", "NatGateways", "NatGatewayId"),
     ("describe_addresses", "Addresses", "AllocationId"),
     ("describe_security_groups", "SecurityGroups", "GroupId"),
     ("describe_subnets", "Subnets", "SubnetId"),
@@ -39,11 +44,19 @@ _RESOURCES: t.Final = (
 )
 
 
+#: States of a NAT gateway that neither works nor is paid for. EC2 describes it for an hour more.
+_NAT_GONE: t.Final = ("deleted", "failed")
+#: Connections to a gateway that are opened at the same time: its SSH server refuses some of more than ten.
+_OPENED_AT_ONCE: t.Final = 8
+
+
 @dataclasses.dataclass(frozen=True)
 class Host:
     """An instance of the run, as EC2 describes it.
 
-    `address` is private, `public_address` may be empty. `index` is ``None`` until the host has been given one.
+    `address` is private, `public_address` may be empty. `index` is ``None`` until the host has been given one. Of a host
+    in a private site `gateway` is the member that leads to it and `gateway_address` where that is reached, and
+    `nat_address` is what it is seen to come from; of others they are empty.
     """
 
     instance_id: str
@@ -55,6 +68,9 @@ class Host:
     reason: str
     address: str
     public_address: str
+    gateway: str = ""
+    gateway_address: str = ""
+    nat_address: str = ""
 
     @property
     def name(self) -> str:
@@ -63,7 +79,7 @@ class Host:
 
     @property
     def login_address(self) -> str:
-        """Where the controller logs in."""
+        """Where the controller logs in; of a host behind a gateway, from there."""
         return self.public_address or self.address
 
 
@@ -81,7 +97,23 @@ def parse_instance(instance: t.Mapping[str, t.Any], region: str) -> Host:
         reason=instance.get("StateReason", {}).get("Message", "") or instance.get("StateTransitionReason", ""),
         address=instance.get("PrivateIpAddress") or "",
         public_address=instance.get("PublicIpAddress") or "",
+        gateway=tags.get("startline:gateway", ""),
     )
+
+
+def with_ways(hosts: t.Sequence[Host], nat_addresses: t.Mapping[str, str]) -> list[Host]:
+    """The hosts, those behind a gateway with the way in and the way out. `nat_addresses` are by site."""
+    gateways = {host.name: host.public_address for host in hosts if host.state in ALIVE}
+    return [
+        dataclasses.replace(
+            host,
+            gateway_address=gateways.get(host.gateway, ""),
+            nat_address=nat_addresses.get(host.site, ""),
+        )
+        if host.gateway
+        else host
+        for host in hosts
+    ]
 
 
 def assign_indexes(hosts: t.Sequence[Host], counts: t.Mapping[str, int]) -> dict[str, int]:
@@ -130,6 +162,94 @@ def missing_members(expected: t.Iterable[str], hosts: t.Iterable[Host]) -> dict[
     return missing
 
 
+def tagged_runs(tags: t.Iterable[t.Mapping[str, str]], run_id: str | None, experiment: str | None) -> set[str]:
+    """The runs that something is tagged with, of DescribeTags: this one, or those of an experiment, or all."""
+    by_resource: dict[str, dict[str, str]] = {}
+    for tag in tags:
+        by_resource.setdefault(tag["ResourceId"], {})[tag["Key"]] = tag["Value"]
+    return {
+        own["startline:run"]
+        for own in by_resource.values()
+        if "startline:run" in own
+        and run_id in (None, own["startline:run"])
+        and experiment in (None, own.get("startline:experiment"))
+    }
+
+
+def find_runs(
+    clients: t.Mapping[str, t.Any], *, run_id: str | None = None, experiment: str | None = None
+) -> dict[str, list[str]]:
+    """Where there is something of which runs: ``{run_id: [region]}``.
+
+    By the tags of what a run makes first and removes last in a region, its key and its network: one call a region. A
+    region that an account is not let into has nothing of it.
+
+    Args:
+        clients: EC2 clients by region.
+        run_id: this run alone.
+        experiment: the runs of this experiment alone.
+
+    Raises:
+        botocore's ClientError: no region lets us look.
+    """
+    wanted = [
+        {"Name": "key", "Values": ["startline:run", "startline:experiment"]},
+        {"Name": "resource-type", "Values": ["vpc", "key-pair"]},
+    ]
+    found: dict[str, list[str]] = {}
+    refusals = []
+
+    def look(region: str) -> list[t.Mapping[str, str]] | Exception:
+        try:
+            pages = clients[region].get_paginator("describe_tags").paginate(Filters=wanted)
+            return [tag for page in pages for tag in page["Tags"]]
+        except Exception as exc:
+            if is_refusal(exc):
+                return exc
+            raise
+
+    with concurrent.futures.ThreadPoolExecutor(max_workers=16) as threads:
+        for region, answer in zip(clients, threads.map(look, clients), strict=True):
+            if isinstance(answer, Exception):
+                refusals.append(answer)
+                continue
+            for run in sorted(tagged_runs(answer, run_id, experiment)):
+                found.setdefault(run, []).append(region)
+    if refusals and len(refusals) == len(clients):
+        raise refusals[0]
+    return found
+
+
+@dataclasses.dataclass(frozen=True)
+class Login:
+    """How the controller logs in: as whom, and with which key. Beside the key are the host keys that were seen."""
+
+    user: str
+    key_file: str
+
+    def through(self, gateway: Host, address: str) -> list[str]:
+        """The command that connects its input and output with the SSH port of a host behind a gateway.
+
+        One connection to the gateway serves all of them, Ansible's too: group_vars/startline.yml says the same.
+        """
+        options = {
+            "IdentityFile": self.key_file,
+            "IdentitiesOnly": "yes",
+            "UserKnownHostsFile": pathlib.Path(self.key_file).with_name(f"known_hosts.{gateway.instance_id}"),
+            "StrictHostKeyChecking": "accept-new",
+            "BatchMode": "yes",
+            "ConnectTimeout": 10,
+            "ServerAliveInterval": 5,
+            "ServerAliveCountMax": 3,
+            "ControlMaster": "auto",
+            "ControlPersist": "60s",
+            "ControlPath": f"~/.ansible/cp/{gateway.instance_id}",
+            "LogLevel": "ERROR",
+        }
+        words = [word for name, value in options.items() for word in ("-o", f"{name}={value}")]
+        return ["ssh", *words, "-W", f"{address}:22", f"{self.user}@{gateway.public_address}"]
+
+
 class Fleet:
     """The instances of one run, over all its regions."""
 
@@ -141,6 +261,7 @@ class Fleet:
     def describe(self) -> list[Host]:
         """Every instance that carries the run's tag, whatever its state, in a stable order."""
         hosts: list[Host] = []
+        nat_addresses: dict[str, str] = {}
         for region, client in self._clients.items():
             pages = client.get_paginator("describe_instances").paginate(
                 Filters=[{"Name": "tag:startline:run", "Values": [self._run_id]}]
@@ -151,7 +272,26 @@ class Fleet:
                 for reservation in page["Reservations"]
                 for instance in reservation["Instances"]
             )
-        return sorted(hosts, key=lambda host: (host.region, *_by_address(host)))
+        for region in {host.region for host in hosts if host.gateway}:
+            nat_addresses.update(self._nat_addresses(self._clients[region]))
+        return with_ways(sorted(hosts, key=lambda host: (host.region, *_by_address(host))), nat_addresses)
+
+    def _nat_addresses(self, client: t.Any) -> dict[str, str]:
+        """The public addresses of the run's NAT gateways in a region, by site."""
+        found = client.describe_nat_gateways(
+            Filter=[
+                {"Name": "tag:startline:run", "Values": [self._run_id]},
+                {"Name": "state", "Values": ["pending", "available"]},
+            ]
+        )
+        return {
+            tag["Value"]: address["PublicIp"]
+            for gateway in found["NatGateways"]
+            for tag in gateway["Tags"]
+            if tag["Key"] == "startline:site"
+            for address in gateway["NatGatewayAddresses"]
+            if address.get("PublicIp")
+        }
 
     def count(self) -> collections.Counter[str]:
         """How many hosts of each group there are that live, or are stopped and can live again."""
@@ -172,16 +312,29 @@ class Fleet:
             )
         return bool(assigned)
 
-    def await_ssh(self, expected: t.Sequence[str], deadline: float) -> list[Host]:
+    def await_ssh(self, expected: t.Sequence[str], deadline: float, login: Login | None = None) -> list[Host]:
         """Wait until every expected member is running and its SSH server answers.
 
-        `deadline` is in seconds from now. Raises `FleetError`, naming each member that is not there and what is known
-        of it: at the deadline, or as soon as a host is known to be gone.
+        `deadline` is in seconds from now. Hosts behind a gateway are asked through it, which needs a `login`. Raises
+        `FleetError`, naming each member that is not there and what is known of it: at the deadline, or as soon as a
+        host is known to be gone.
         """
-        return asyncio.run(self._await_ssh(expected, time.monotonic() + deadline, deadline))
+        return asyncio.run(self._await_ssh(expected, time.monotonic() + deadline, deadline, login))
 
-    async def _await_ssh(self, expected: t.Sequence[str], until: float, deadline: float) -> list[Host]:
+    async def _await_ssh(
+        self, expected: t.Sequence[str], until: float, deadline: float, login: Login | None
+    ) -> list[Host]:
         answered: set[str] = set()
+        opening = asyncio.Semaphore(_OPENED_AT_ONCE)
+
+        async def answers(host: Host, gateway: Host | None, patience: float) -> bool:
+            if not host.gateway:
+                return await ssh_answers(host.login_address, patience)
+            if gateway is None or login is None or gateway.name not in answered:
+                return False
+            async with opening:
+                return await greets(login.through(gateway, host.address), patience)
+
         pause = 0.1
         while True:
             hosts = await asyncio.to_thread(self.describe)
@@ -191,7 +344,7 @@ class Fleet:
             here = {h.name: h for h in hosts if h.index is not None and h.state in ALIVE and h.name in wanted}
             waiting = [h for name, h in here.items() if name not in answered and h.state == "running"]
             patience = min(5.0, max(0.1, until - time.monotonic()))
-            results = await asyncio.gather(*(ssh_answers(h.login_address, patience) for h in waiting))
+            results = await asyncio.gather(*(answers(h, here.get(h.gateway), patience) for h in waiting))
             answered |= {host.name for host, ok in zip(waiting, results, strict=True) if ok}
             if answered >= wanted:
                 return [here[name] for name in expected]
@@ -209,7 +362,12 @@ class Fleet:
         found: list[str] = []
         for region, client in self._clients.items():
             for operation, listed, identity in _RESOURCES:
-                items = getattr(client, operation)(Filters=filters)[listed]
+                if listed == "NatGateways":
+                    items = [
+                        i for i in client.describe_nat_gateways(Filter=filters)[listed] if i["State"] not in _NAT_GONE
+                    ]
+                else:
+                    items = getattr(client, operation)(Filters=filters)[listed]
                 if listed == "Reservations":
                     items = [i for entry in items for i in entry["Instances"] if i["State"]["Name"] != "terminated"]
                 found.extend(f"{item[identity]} ({region})" for item in items)
@@ -220,9 +378,8 @@ def _explain(expected: t.Sequence[str], hosts: t.Sequence[Host], answered: t.Col
     problems = missing_members(expected, hosts)
     for host in hosts:
         if host.index is not None and host.name in expected and host.name not in problems and host.name not in answered:
-            problems[host.name] = (
-                f"{host.instance_id} is {host.state} at {host.login_address or 'no address'}, but its SSH port does not answer"
-            )
+            place = (host.login_address or "no address") + (f" behind {host.gateway}" if host.gateway else "")
+            problems[host.name] = f"{host.instance_id} is {host.state} at {place}, but its SSH port does not answer"
     lines = [f"  {name}: {problems[name]}" for name in expected if name in problems]
     return "\n".join(
         [
@@ -246,6 +403,26 @@ async def ssh_answers(address: str, timeout: float, port: int = 22) -> bool:
         return False
     except (OSError, TimeoutError):
         return False
+
+
+async def greets(command: t.Sequence[str], timeout: float) -> bool:
+    """Whether what a command prints begins like the greeting of an SSH server, within `timeout` seconds."""
+    process = await asyncio.create_subprocess_exec(
+        *command,
+        stdin=asyncio.subprocess.PIPE,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.DEVNULL,
+    )
+    output = t.cast("asyncio.StreamReader", process.stdout)
+    try:
+        async with asyncio.timeout(timeout):
+            return await output.readexactly(4) == b"SSH-"
+    except (asyncio.IncompleteReadError, TimeoutError):
+        return False
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            process.kill()
+        await process.wait()
 
 
 def group_counts(members: t.Iterable[t.Mapping[str, t.Any]]) -> dict[str, int]:

@@ -26,15 +26,33 @@ def hosts_config(addresses_by_group: t.Iterable[t.Iterable[str]]) -> str:
     return "".join(f"{address}\n" for group in addresses_by_group for address in sorted(group, key=version_key))
 
 
+def seen_from(
+    site: str, plan: t.Mapping[str, t.Any], member: t.Mapping[str, t.Any], host: t.Mapping[str, t.Any]
+) -> str:
+    """The address by which hosts of `site` reach a member.
+
+    Within a site the private one, between sites the public one, unless the plan's ``addresses`` says something else.
+    What has no public address is known by its private one: hosts behind a gateway, to which a VPN leads.
+    """
+    private = plan["addresses"] == "private" or (plan["addresses"] == "auto" and member["site"] == site)
+    return str(host["address"] if private else host.get("public_address") or host["address"])
+
+
 def ranked(
-    plan: t.Mapping[str, t.Any], members: t.Iterable[str], hosts: t.Mapping[str, t.Mapping[str, t.Any]]
+    plan: t.Mapping[str, t.Any],
+    members: t.Iterable[str],
+    hosts: t.Mapping[str, t.Mapping[str, t.Any]],
+    site: str | None = None,
 ) -> list[dict[str, t.Any]]:
     """The members of a trial in rank order: ``[{"name", "group", "index", "rank", "address"}]``.
+
+    Ranks go by private addresses, so they are the same in every site.
 
     Args:
         plan: the plan.
         members: names of those who take part.
-        hosts: what is known of each member by name; ``address`` is the one that the others reach it by.
+        hosts: what is known of each member by name: ``address``, and ``public_address`` where there is one.
+        site: where addresses are to work from; each member's own site if None.
 
     Raises:
         PlanError: a member has no host or no address; every such member is named.
@@ -59,12 +77,19 @@ def ranked(
             "group": m["group"],
             "index": m["index"],
             "rank": rank,
-            "address": str(hosts[m["name"]]["address"]),
+            "address": seen_from(site or m["site"], plan, m, hosts[m["name"]]),
         }
         for rank, m in enumerate(known)
     ]
 
 
-def fleet_hosts_config(plan: t.Mapping[str, t.Any], hosts: t.Mapping[str, t.Mapping[str, t.Any]]) -> str:
-    """hosts.config of the whole fleet. A trial has its own: smaller trials use the first hosts of a group."""
-    return "".join(f"{entry['address']}\n" for entry in ranked(plan, [m["name"] for m in plan["members"]], hosts))
+def text(entries: t.Iterable[t.Mapping[str, t.Any]]) -> str:
+    """The file's text, from what `ranked` gives."""
+    return "".join(f"{entry['address']}\n" for entry in entries)
+
+
+def fleet_hosts_config(
+    plan: t.Mapping[str, t.Any], hosts: t.Mapping[str, t.Mapping[str, t.Any]], site: str | None = None
+) -> str:
+    """hosts.config of the whole fleet in a site. A trial has its own: smaller trials use the first hosts of a group."""
+    return text(ranked(plan, [m["name"] for m in plan["members"]], hosts, site))

@@ -10,25 +10,65 @@ from __future__ import annotations
 import typing as t
 
 from ansible_collections.startline.lab.plugins.plugin_utils._errors import PlanError
-from ansible_collections.startline.lab.plugins.plugin_utils._plan import site_subnet
+from ansible_collections.startline.lab.plugins.plugin_utils._hosts_config import version_key
+from ansible_collections.startline.lab.plugins.plugin_utils._plan import behind_gateway, site_subnets
 
 
 def sites(plan: t.Mapping[str, t.Any], default_region: str | None = None) -> list[dict[str, str]]:
-    """The places of a run that have hosts: ``[{"name", "region", "cidr", "subnet"}]``.
+    """The places of a run that have hosts: ``[{"name", "region", "cidr", "subnet", "private_subnet"}]``.
+
+    `subnet` has public addresses; `private_subnet`, where hosts are behind a gateway, has none, and else is empty.
 
     Raises:
         PlanError: a site names no region, and there is no default.
     """
-    used = {group["site"] for group in plan["groups"].values()}
+    groups: dict[str, list[str]] = {}
+    for name, group in plan["groups"].items():
+        groups.setdefault(group["site"], []).append(name)
+    result = []
+    for name, site in plan["sites"].items():
+        if name in groups:
+            subnets = site_subnets(site)
+            private = any(behind_gateway(site, group) for group in groups[name])
+            result.append(
+                {
+                    "name": name,
+                    "region": _region(name, site, default_region),
+                    "cidr": site["cidr"],
+                    "subnet": str(subnets[0]),
+                    "private_subnet": str(subnets[-1]) if private else "",
+                }
+            )
+    return result
+
+
+def peers(
+    plan: t.Mapping[str, t.Any], hosts: t.Mapping[str, t.Mapping[str, t.Any]], default_region: str | None = None
+) -> list[dict[str, t.Any]]:
+    """Who is let into each site from outside: ``[{"name", "region", "addresses"}]``, single addresses as CIDRs.
+
+    They are what the hosts of other sites are seen to come from: their own public addresses, or their NAT gateway's. A
+    site's own hosts come from there too when they are told public addresses of each other.
+    """
+    public = plan["addresses"] == "public"
     return [
         {
-            "name": name,
-            "region": _region(name, site, default_region),
-            "cidr": site["cidr"],
-            "subnet": str(site_subnet(site["cidr"])),
+            "name": site["name"],
+            "region": site["region"],
+            "addresses": [
+                f"{address}/32"
+                for address in sorted(
+                    {
+                        host["public_address"] or host["nat_address"]
+                        for host in hosts.values()
+                        if host["site"] != site["name"] or public
+                    }
+                    - {""},
+                    key=version_key,
+                )
+            ],
         }
-        for name, site in plan["sites"].items()
-        if name in used
+        for site in sites(plan, default_region)
     ]
 
 
@@ -59,8 +99,9 @@ def launches(
     """One launch for each group that lacks hosts: `missing` of them by group, or all.
 
     Returns:
-        ``[{"group", "site", "region", "count", "instance_type", "volume_size", "image", "tags"}]``: `tags` is what all
-        hosts of the group carry (index and name come with the numbering), `image` is ``{"id"}`` or ``{"owner", "name"}``.
+        ``[{"group", "site", "private", "region", "count", "instance_type", "volume_size", "image", "tags"}]``: `private`
+        says that they get no public address, `tags` is what all hosts of the group carry (index and name come with the
+        numbering), `image` is ``{"id"}`` or ``{"owner", "name"}``.
 
     Raises:
         PlanError: a group has no image, or its site no region.
@@ -75,16 +116,25 @@ def launches(
             raise PlanError(
                 f"group {name} names no image, and the inventory has none: give groups.{name}.image, or startline_image"
             )
+        site = plan["sites"][group["site"]]
+        private = behind_gateway(site, name)
         result.append(
             {
                 "group": name,
                 "site": group["site"],
-                "region": _region(group["site"], plan["sites"][group["site"]], default_region),
+                "private": private,
+                "region": _region(group["site"], site, default_region),
                 "count": count,
                 "instance_type": group["instance_type"],
                 "volume_size": group["volume_size"],
                 "image": dict(image),
-                "tags": {**run_tags(plan, run_id, expires), "startline:group": name, "startline:site": group["site"]},
+                "tags": {
+                    **run_tags(plan, run_id, expires),
+                    "startline:group": name,
+                    "startline:site": group["site"],
+                    # Who finds the host by its tags has to know the way to it.
+                    **({"startline:gateway": site["gateway"]} if private else {}),
+                },
             }
         )
     return result

@@ -33,8 +33,11 @@ MAX_TRIALS: t.Final = 10_000
 MAX_HOSTS: t.Final = 10_000
 #: Addresses of a subnet that AWS keeps for itself: the first four and the last.
 RESERVED_ADDRESSES: t.Final = 5
-#: The subnet of a site is the start of its network, so that later kinds of subnets find room behind it.
+#: The subnets of a site are the start of its network, so that later kinds of subnets find room behind them.
 SUBNET_PREFIX: t.Final = 20
+#: Of AWS's 60 rules that let into a security group (its default quota), all but those for the controller and for the
+#: site's own hosts.
+MAX_PEERS: t.Final = 58
 
 #: Seconds that a fleet may take until its first trial, and that a trial may take besides barrier and timeout (clean-up,
 #: stopping what does not stop by itself, delivery of the evidence). Generous: they bound the worst case.
@@ -91,6 +94,7 @@ def expand(experiment: Experiment, *, seed: int | None = None) -> Plan:
             "region": site and site.region,
             "cidr": cidr,
             "transport": (site and site.transport) or spec.barrier.transport,
+            "gateway": f"{site.gateway}-0" if site and site.gateway else None,
         }
         for name, cidr in spec.networks.items()
         for site in [spec.sites.get(name)]
@@ -110,7 +114,7 @@ def expand(experiment: Experiment, *, seed: int | None = None) -> Plan:
         for name, group in spec.groups.items()
     }
     _check_room(experiment, counts, groups, sites)
-    rendezvous = spec.rendezvous or ("coordinator" if "coordinator" in groups else next(iter(groups)))
+    _check_rules(experiment, counts, groups, sites)
     trials = _trials(experiment, points, seed)
     members = [
         {"name": f"{group}-{index}", "group": group, "index": index, "site": groups[group]["site"]}
@@ -137,7 +141,8 @@ def expand(experiment: Experiment, *, seed: int | None = None) -> Plan:
         "sites": sites,
         "groups": groups,
         "members": members,
-        "rendezvous": f"{rendezvous}-0",
+        "addresses": spec.addresses,
+        "rendezvous": f"{spec.meeting_group(list(groups))}-0",
         "runtime": {"packages": list(dict.fromkeys(spec.runtime.packages))},
         "artifacts": [
             {
@@ -292,14 +297,53 @@ def _check_room(
             experiment.document.problem(("groups", largest, "count"), message, "Is there a digit too many?")
         )
     for site, values in sites.items():
-        wanted = sum(count for name, count in counts.items() if groups[name]["site"] == site)
-        room = site_subnet(values["cidr"]).num_addresses - RESERVED_ADDRESSES
-        if wanted > room and total <= MAX_HOSTS:
-            subnet = site_subnet(values["cidr"])
-            message = f"{wanted} hosts do not fit into {subnet}, the subnet of site {site}: it has room for {room}"
-            problems.append(
-                experiment.document.problem(("sites", site, "cidr"), message, "Give the site a larger network (cidr).")
+        subnets = site_subnets(values)
+        wanted: collections.Counter[ipaddress.IPv4Network] = collections.Counter()
+        for name, group in groups.items():
+            if group["site"] == site:
+                wanted[subnets[-1] if behind_gateway(values, name) else subnets[0]] += counts[name]
+        for subnet in subnets:
+            # The NAT gateway is a host of the public subnet too.
+            needed = wanted[subnet] + (len(subnets) > 1 and subnet == subnets[0])
+            room = subnet.num_addresses - RESERVED_ADDRESSES
+            if needed > room and total <= MAX_HOSTS:
+                message = f"{needed} hosts do not fit into {subnet}, the subnet of site {site}: it has room for {room}"
+                remedy = "Give the site a larger network (cidr)."
+                problems.append(experiment.document.problem(("sites", site, "cidr"), message, remedy))
+    if problems:
+        raise ExperimentError(problems)
+
+
+def _check_rules(
+    experiment: Experiment,
+    counts: dict[str, int],
+    groups: dict[str, dict[str, t.Any]],
+    sites: dict[str, dict[str, t.Any]],
+) -> None:
+    """Refuse sites that more public addresses are to be let into than a security group has rules."""
+    public: collections.Counter[str] = collections.Counter()
+    private = set()
+    for name, group in groups.items():
+        if behind_gateway(sites[group["site"]], name):
+            private.add(group["site"])
+        else:
+            public[group["site"]] += counts[name]
+    public.update(private)  # a NAT gateway each
+    problems = []
+    for site in sites:
+        peers = {
+            other: count for other, count in public.items() if other != site or experiment.spec.addresses == "public"
+        }
+        if public[site] and sum(peers.values()) > MAX_PEERS:
+            largest = max(peers, key=lambda name: peers[name])
+            message = (
+                f"{sum(peers.values())} public addresses are to be let in, and a security group of AWS has rules for "
+                f"{MAX_PEERS} of them"
             )
+            remedy = (
+                f"Give site {largest} a gateway, so that its hosts come from one address, or take fewer hosts there."
+            )
+            problems.append(experiment.document.problem(("sites", site), message, remedy))
     if problems:
         raise ExperimentError(problems)
 
@@ -495,10 +539,21 @@ def _rehearse(experiment: Experiment, plan: Plan, points: list[_Point]) -> list[
 # --- what others read from a plan -------------------------------------------------------------------------------------
 
 
-def site_subnet(cidr: str) -> ipaddress.IPv4Network:
-    """The subnet of a site's network that holds its hosts: its first /20, or all of a smaller network."""
-    network = ipaddress.IPv4Network(cidr)
-    return network if network.prefixlen >= SUBNET_PREFIX else next(network.subnets(new_prefix=SUBNET_PREFIX))
+def site_subnets(site: t.Mapping[str, t.Any]) -> tuple[ipaddress.IPv4Network, ...]:
+    """The subnets that hold a site's hosts: those with public addresses and, in a private site, those without."""
+    network = ipaddress.IPv4Network(site["cidr"])
+    if site["gateway"] is None:
+        return (network if network.prefixlen >= SUBNET_PREFIX else _first(network, SUBNET_PREFIX, 1)[0],)
+    return _first(network, max(SUBNET_PREFIX, network.prefixlen + 1), 2)
+
+
+def _first(network: ipaddress.IPv4Network, prefix: int, count: int) -> tuple[ipaddress.IPv4Network, ...]:
+    return tuple(itertools.islice(network.subnets(new_prefix=prefix), count))
+
+
+def behind_gateway(site: t.Mapping[str, t.Any], group: str) -> bool:
+    """Whether the hosts of a site's group have no public address, and are reached through the site's gateway."""
+    return site["gateway"] is not None and group != site["gateway"].rpartition("-")[0]
 
 
 def check_format(plan: t.Any) -> None:
@@ -566,7 +621,7 @@ def summary(plan: Plan) -> str:
                     name,
                     group["instance_type"],
                     f"{group['site']} ({plan['sites'][group['site']]['region'] or 'region of the inventory'})",
-                    "rendezvous" if plan["rendezvous"] == f"{name}-0" else "",
+                    ", ".join(_jobs(plan, name, group)),
                 ]
                 for name, group in plan["groups"].items()
             ]
@@ -590,6 +645,17 @@ def summary(plan: Plan) -> str:
         f"Plan {plan['digest'][:12]}",
     ]
     return "\n".join(line.rstrip() for line in lines)
+
+
+def _jobs(plan: Plan, name: str, group: dict[str, t.Any]) -> list[str]:
+    """What a group is besides its own job."""
+    site = plan["sites"][group["site"]]
+    jobs = ["rendezvous"] if plan["rendezvous"] == f"{name}-0" else []
+    if behind_gateway(site, name):
+        jobs.append(f"behind {site['gateway']}")
+    elif site["gateway"]:
+        jobs.append("gateway")
+    return jobs
 
 
 def _who(trial: dict[str, t.Any], hosts: int) -> str:

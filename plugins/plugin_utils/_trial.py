@@ -117,7 +117,7 @@ def compose_trial(
     Args:
         plan: the plan.
         trial: one of its trials.
-        hosts: by member; ``address`` is where the others reach it.
+        hosts: by member; ``address`` is private, ``public_address`` is where other sites reach it.
         run_id: the run.
         attempt: 1, or one more for each time that the trial was tried before.
         formation: who takes part; as planned if None.
@@ -129,18 +129,31 @@ def compose_trial(
         PlanError: a member without an address, or a template that fails; every one is named.
     """
     formation = formation or Formation.planned(plan, trial)
-    ranked = _hosts_config.ranked(plan, formation.meant, hosts)
-    context = _context(plan, trial, ranked, run_id=run_id, attempt=attempt, bucket=bucket)
+    views = _views(plan, formation.meant, hosts)
+    contexts = {
+        site: _context(plan, trial, view, run_id=run_id, attempt=attempt, bucket=bucket) for site, view in views.items()
+    }
     failures: list[Failure] = []
+    ranked = next(iter(views.values()))
     groups = {entry["group"] for entry in ranked}
-    members = [_member(plan, entry, context, failures) for entry in ranked]
+    sites = {name: group["site"] for name, group in plan["groups"].items()}
+    members = [
+        _member(plan, views[site][entry["rank"]], contexts[site], failures)
+        for entry in ranked
+        for site in [sites[entry["group"]]]
+    ]
     spares = _hosts_config.ranked(plan, formation.others, hosts)
     # What they are given never runs: whoever steps in has an attempt made for it.
     members += [
         {"name": entry["name"], "rank": len(ranked) + entry["rank"], "command": ":", "environment": {}}
         for entry in spares
     ]
+    texts = {site: {_hosts_config.FILE_NAME: _hosts_config.text(view)} for site, view in views.items()}
+    # One text for all of a large fleet where that is right: it is sent and stored once.
+    differ = len({text[_hosts_config.FILE_NAME] for text in texts.values()}) > 1
     for entry, member in zip([*ranked, *spares], members, strict=True):
+        if differ:
+            member["site"] = sites[entry["group"]]
         own = [a for a in plan["artifacts"] if entry["group"] in a["groups"] and not groups <= set(a["groups"])]
         if own:
             member["links"] = _links(own)
@@ -158,7 +171,8 @@ def compose_trial(
         "attempt": attempt,
         "members": members,
         "networks": shaped.networks,
-        "files": {_hosts_config.FILE_NAME: "".join(f"{entry['address']}\n" for entry in ranked)},
+        "files": {} if differ else next(iter(texts.values())),
+        "site_files": texts if differ else None,
         # What every group has; the rest is with the members that have it. A link that leads nowhere would abort the trial.
         "links": _links(artifact for artifact in plan["artifacts"] if groups <= set(artifact["groups"])),
         "deadline": plan["barrier"]["deadline"],
@@ -184,6 +198,12 @@ def compose_trial(
     }
 
 
+def _views(plan: t.Mapping[str, t.Any], names: t.Collection[str], hosts: Hosts) -> dict[str, list[dict[str, t.Any]]]:
+    """Those who take part in rank order, as each site sees them."""
+    sites = dict.fromkeys(group["site"] for group in plan["groups"].values())
+    return {site: _hosts_config.ranked(plan, names, hosts, site) for site in sites}
+
+
 def _links(artifacts: t.Iterable[t.Mapping[str, t.Any]]) -> dict[str, str]:
     return {artifact["dest"]: f"{ARTIFACTS_DIR}/{artifact['dest']}" for artifact in artifacts}
 
@@ -196,6 +216,7 @@ def rehearse(plan: t.Mapping[str, t.Any], trial: t.Mapping[str, t.Any], hosts: H
     seats = Formation.planned(plan, trial).seats
     smallest = [name for entry in seats for name in entry["members"][: entry["least"]]]
     for names in [trial["members"]] + [smallest] * (len(smallest) < len(trial["members"])):
+        # Addresses are made up, so it does not matter from where they are seen.
         ranked = _hosts_config.ranked(plan, names, hosts)
         context = _context(plan, trial, ranked, run_id="rehearsal", attempt=1, bucket="rehearsal")
         by_group: dict[str, list[dict[str, t.Any]]] = {}

@@ -6,10 +6,9 @@ from __future__ import annotations
 import json
 import typing as t
 
-import boto3
 import pytest
 
-from tests.support.commands import ENDPOINT, localcloud
+from tests.support.commands import ec2_client, localcloud
 
 
 @pytest.fixture(scope="session")
@@ -25,10 +24,4 @@ def cloud() -> t.Iterator[None]:
 @pytest.fixture(scope="session")
 def ec2(cloud: None) -> t.Any:
     """EC2 of the local cloud."""
-    return boto3.client(
-        "ec2",
-        region_name="us-east-1",
-        endpoint_url=ENDPOINT,
-        aws_access_key_id="startline-local",
-        aws_secret_access_key="local-cloud-of-this-machine",  # noqa: S106 the local cloud checks none
-    )
+    return ec2_client()

@@ -12,6 +12,8 @@ import subprocess
 import sys
 import typing as t
 
+import boto3
+
 PROJECT = pathlib.Path(__file__).resolve().parents[2]
 EXPERIMENTS = PROJECT / "tests" / "e2e" / "experiments"
 ENDPOINT = "http://198.18.0.1:4566"
@@ -87,6 +89,17 @@ def adhoc(*words: str) -> Ended:
     return Ended(done.returncode, done.stdout + done.stderr)
 
 
+def ec2_client(region: str = "us-east-1") -> t.Any:
+    """EC2 of the local cloud in a region."""
+    return boto3.client(
+        "ec2",
+        region_name=region,
+        endpoint_url=ENDPOINT,
+        aws_access_key_id="startline-local",
+        aws_secret_access_key="local-cloud-of-this-machine",  # noqa: S106 the local cloud checks none
+    )
+
+
 def run_resources(ec2: t.Any, run_id: str) -> list[str]:
     """Ids of what is left of a run, asked with nothing but its tag."""
     tagged = [{"Name": "tag:startline:run", "Values": [run_id]}]
@@ -104,6 +117,12 @@ def run_resources(ec2: t.Any, run_id: str) -> list[str]:
         ("describe_route_tables", "RouteTables", "RouteTableId"),
         ("describe_key_pairs", "KeyPairs", "KeyPairId"),
         ("describe_volumes", "Volumes", "VolumeId"),
+        ("describe_addresses", "Addresses", "AllocationId"),
     ):
         found += [item[identity] for item in getattr(ec2, operation)(Filters=tagged)[key]]
+    found += [
+        gateway["NatGatewayId"]
+        for gateway in ec2.describe_nat_gateways(Filter=tagged)["NatGateways"]
+        if gateway["State"] != "deleted"
+    ]
     return found

@@ -415,11 +415,12 @@ class Rendezvous:
 
     def _duty(self, trial: _Trial, action: barrier.Prepare) -> t.Dict[str, t.Any]:
         entry, submission, reference = trial.names[action.member], trial.submission, self._clock()
+        own = (submission["site_files"] or {}).get(entry["site"], {})
         return {
             "rank": entry["rank"],
             "command": entry["command"],
             "environment": entry["environment"],
-            "files": submission["files"],
+            "files": dict(submission["files"], **own),
             "links": dict(submission["links"], **(entry["links"] or {})),
             "collect": submission["collect"],
             "user": submission["user"],

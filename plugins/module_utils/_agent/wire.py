@@ -204,6 +204,7 @@ NANOSECONDS = integer(-(2**62), 2**62)
 RUN = text(128, r"[A-Za-z0-9][A-Za-z0-9._-]*")
 TRIAL = text(128, r"[A-Za-z0-9][A-Za-z0-9._-]*")
 MEMBER = text(128, r"[A-Za-z0-9][A-Za-z0-9._-]*")
+SITE = text(128, r"[A-Za-z0-9][A-Za-z0-9._-]*")
 REASON = text(4000)
 SHA256 = text(64, r"[0-9a-f]{64}")
 VARIABLE = text(256, r"[A-Za-z_][A-Za-z0-9_]*")
@@ -346,12 +347,15 @@ SUBMISSION = record(
             #: Which of the networks its rules are in, and its own addresses, to which they do not apply.
             network=maybe(text(64)),
             addresses=maybe(listing(text(64), 100)),
+            site=maybe(SITE),
         ),
         100000,
     ),
     #: Many hosts of a trial do the same with what they send.
     networks=maybe(mapping(text(64), NETWORK, 10**5)),
     files=mapping(relative_path, text(LIMIT), 1000),
+    #: Files of the members of a site, beside `files`.
+    site_files=maybe(mapping(SITE, mapping(relative_path, text(LIMIT), 1000), 1000)),
     links=mapping(relative_path, text(4096), 1000),
     deadline=number(0.001, 10**6),
     timeout=number(0.001, 10**8),

@@ -84,7 +84,7 @@ def test_one_command_with_the_trial_on_its_input() -> None:
     ((line,), options) = command.call_args
     assert line.startswith("/usr/bin/startline-agent submit --wait delivered --limit ")
     trial = json.loads(options["in_data"])
-    plain = {"environment": {}, "links": {}, "network": None, "addresses": []}
+    plain = {"environment": {}, "links": {}, "network": None, "addresses": [], "site": None}
     assert trial["members"] == [{"name": "a-0", "rank": 0, "command": "true", **plain}]
 
 

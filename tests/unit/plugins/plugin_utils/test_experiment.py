@@ -248,6 +248,54 @@ def test_several_sites_must_be_named_and_kept_apart() -> None:
     assert (unnamed.path, unnamed.remedy) == ("groups.other.site", "Declared sites: a, b.")
 
 
+PRIVATE = """
+command: run
+sites: {{us: {{}}, lab: {{gateway: {gateway}{lab}}}, eu: {{{eu}}}}}
+groups: {{a: {{site: us}}, login: {{site: lab}}, work: {{site: lab}}, b: {{site: eu}}}}
+rendezvous: {rendezvous}
+"""
+
+
+@pytest.mark.parametrize(
+    ("values", "path", "message", "remedy"),
+    [
+        ({"gateway": "logon"}, "sites.lab.gateway", "logon is not a group", "Did you mean login?"),
+        ({"gateway": "a"}, "sites.lab.gateway", "a is in site us", "Groups of lab: login, work."),
+        (
+            {"rendezvous": "work"},
+            "sites.lab.gateway",
+            "work-0 is the rendezvous, and behind the gateway us, eu cannot reach it by tcp",
+            "Give transport: s3 to us, eu, or name another group as rendezvous: login.",
+        ),
+        ({"rendezvous": "work", "eu": "transport: s3"}, "sites.lab.gateway", "gateway us cannot", "s3 to us, or"),
+        ({"lab": ", cidr: 10.1.0.0/28"}, "sites.lab.cidr", "10.1.0.0/28 cannot be halved", "/27 or larger"),
+    ],
+)
+def test_a_gateway_is_a_group_of_its_site_and_everybody_reaches_the_rendezvous(
+    values: dict[str, str], path: str, message: str, remedy: str
+) -> None:
+    text = PRIVATE.format(**{"gateway": "login", "rendezvous": "a", "lab": "", "eu": "", **values})
+    found = only(text)
+    assert found.path == path
+    assert message in found.message
+    assert remedy in found.remedy
+
+
+@pytest.mark.parametrize("rendezvous", ["a", "login"])
+def test_a_gateway_may_be_the_rendezvous(rendezvous: str) -> None:
+    assert load(PRIVATE.format(gateway="login", rendezvous=rendezvous, lab="", eu="")).spec.sites["lab"].gateway
+
+
+def test_a_rendezvous_behind_a_gateway_is_met_through_s3() -> None:
+    text = PRIVATE.format(gateway="login", rendezvous="work", lab=", transport: tcp", eu="")
+    assert load(text + "barrier: {transport: s3}\n").spec.rendezvous == "work"
+
+
+def test_mistakes_of_a_gateway_come_with_the_others() -> None:
+    text = PRIVATE.format(gateway="logon", rendezvous="a", lab=", cidr: 10.1.0.0/28", eu="regoin: x")
+    assert [problem.path for problem in problems(text)] == ["sites.eu.regoin", "sites.lab.cidr", "sites.lab.gateway"]
+
+
 def test_default_networks_of_sites_differ() -> None:
     spec = load("command: 'true'\nsites: {a: {}, b: {}}\ngroups: {party: {site: a}}\n").spec
     assert spec.networks == {"a": "10.77.0.0/16", "b": "10.78.0.0/16"}

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import random
 import typing as t
 
@@ -162,3 +163,18 @@ def test_only_an_ssh_greeting_counts() -> None:
     assert asyncio.run(greet(b"SSH-2.0-OpenSSH_9.2\r\n"))
     assert not asyncio.run(greet(b"HTTP/1.1 400 Bad Request\r\n"))
     assert not asyncio.run(greet(b""))
+
+
+def test_a_host_behind_a_gateway_knows_the_way_in_and_the_way_out() -> None:
+    login, work, other = host(1, group="login", index=0), host(2, group="work", index=0), host(3, index=0)
+    work = dataclasses.replace(work, site="lab", gateway="login-0", public_address="")
+    found = {one.name: one for one in _fleet.with_ways([login, work, other], {"lab": "198.18.1.77"})}
+    assert (found["work-0"].gateway_address, found["work-0"].nat_address) == ("198.18.1.1", "198.18.1.77")
+    assert found["work-0"].login_address == "10.77.0.2"
+    assert (found["login-0"], found["party-0"]) == (login, other)
+
+
+def test_a_gateway_that_is_gone_leads_nowhere() -> None:
+    gone = host(1, group="login", index=0, state="terminated")
+    work = dataclasses.replace(host(2, group="work", index=0), gateway="login-0")
+    assert _fleet.with_ways([gone, work], {})[1].gateway_address == ""

@@ -19,12 +19,13 @@ from ansible_collections.startline.lab.plugins.plugin_utils._hosts_config import
 )
 
 PLAN: dict[str, t.Any] = {
+    "addresses": "auto",
     "members": [
-        {"name": "party-0", "group": "party", "index": 0},
-        {"name": "party-1", "group": "party", "index": 1},
-        {"name": "party-2", "group": "party", "index": 2},
-        {"name": "chain-0", "group": "chain", "index": 0},
-    ]
+        {"name": "party-0", "group": "party", "index": 0, "site": "us"},
+        {"name": "party-1", "group": "party", "index": 1, "site": "us"},
+        {"name": "party-2", "group": "party", "index": 2, "site": "us"},
+        {"name": "chain-0", "group": "chain", "index": 0, "site": "us"},
+    ],
 }
 HOSTS = {
     "party-0": {"address": "10.0.0.10"},
@@ -47,6 +48,43 @@ def test_groups_keep_the_order_of_the_plan_and_rank_is_line_number_less_one() ->
         (1, "party-0", "10.0.0.10"),
         (2, "chain-0", "10.0.0.1"),
     ]
+
+
+TWO_SITES: dict[str, t.Any] = {
+    "members": [
+        {"name": "a-0", "group": "a", "index": 0, "site": "us"},
+        {"name": "a-1", "group": "a", "index": 1, "site": "us"},
+        {"name": "login-0", "group": "login", "index": 0, "site": "eu"},
+        {"name": "work-0", "group": "work", "index": 0, "site": "eu"},
+    ]
+}
+SEEN = {
+    "a-0": {"address": "10.77.0.5", "public_address": "198.18.1.1"},
+    "a-1": {"address": "10.77.0.4", "public_address": "198.18.1.9"},
+    "login-0": {"address": "10.78.0.4", "public_address": "198.18.1.2"},
+    "work-0": {"address": "10.78.16.4", "public_address": ""},  # behind a gateway
+}
+
+
+@pytest.mark.parametrize(
+    ("addresses", "site", "expected"),
+    [
+        ("auto", "us", ["10.77.0.4", "10.77.0.5", "198.18.1.2", "10.78.16.4"]),
+        ("auto", "eu", ["198.18.1.9", "198.18.1.1", "10.78.0.4", "10.78.16.4"]),
+        ("private", "us", ["10.77.0.4", "10.77.0.5", "10.78.0.4", "10.78.16.4"]),
+        ("private", "eu", ["10.77.0.4", "10.77.0.5", "10.78.0.4", "10.78.16.4"]),
+        ("public", "us", ["198.18.1.9", "198.18.1.1", "198.18.1.2", "10.78.16.4"]),
+        ("public", "eu", ["198.18.1.9", "198.18.1.1", "198.18.1.2", "10.78.16.4"]),
+    ],
+)
+def test_each_site_sees_the_addresses_that_work_from_it_in_one_order(
+    addresses: str, site: str, expected: list[str]
+) -> None:
+    plan = {**TWO_SITES, "addresses": addresses}
+    entries = ranked(plan, SEEN, SEEN, site)
+    assert [entry["name"] for entry in entries] == ["a-1", "a-0", "login-0", "work-0"]
+    assert [entry["address"] for entry in entries] == expected
+    assert fleet_hosts_config(plan, SEEN, site).split() == expected
 
 
 def test_members_without_an_address_are_named() -> None:

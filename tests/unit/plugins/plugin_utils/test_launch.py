@@ -26,9 +26,71 @@ def plan() -> dict[str, t.Any]:
 
 def test_sites_with_hosts_have_a_network(plan: dict[str, t.Any]) -> None:
     assert _launch.sites(plan, "eu-central-1") == [
-        {"name": "us", "region": "us-east-1", "cidr": "10.77.0.0/16", "subnet": "10.77.0.0/20"},
-        {"name": "eu", "region": "eu-central-1", "cidr": "10.79.0.0/16", "subnet": "10.79.0.0/20"},
+        {
+            "name": "us",
+            "region": "us-east-1",
+            "cidr": "10.77.0.0/16",
+            "subnet": "10.77.0.0/20",
+            "private_subnet": "",
+        },
+        {
+            "name": "eu",
+            "region": "eu-central-1",
+            "cidr": "10.79.0.0/16",
+            "subnet": "10.79.0.0/20",
+            "private_subnet": "",
+        },
     ]
+
+
+PRIVATE = (
+    "command: 'true'\nsites: {us: {region: us-east-1}, lab: {region: us-west-2, gateway: login}}\n"
+    "groups:\n  a: {site: us, count: 2}\n  login: {site: lab}\n  work: {site: lab, count: 2}\n"
+)
+
+
+def test_a_private_site_has_a_subnet_more_and_its_hosts_say_who_leads_to_them() -> None:
+    plan = _plan.expand(load_experiment(PRIVATE, "experiments/demo.yml"))
+    us, lab = _launch.sites(plan)
+    assert (us["subnet"], us["private_subnet"]) == ("10.77.0.0/20", "")
+    assert (lab["subnet"], lab["private_subnet"]) == ("10.78.0.0/20", "10.78.16.0/20")
+    a, login, work = _launch.launches(plan, RUN, EXPIRES, default_image=IMAGE)
+    assert [one["private"] for one in (a, login, work)] == [False, False, True]
+    assert [one["tags"].get("startline:gateway") for one in (a, login, work)] == [None, None, "login-0"]
+
+
+def test_a_private_site_of_its_gateway_alone_needs_no_private_subnet() -> None:
+    text = PRIVATE.replace("  work: {site: lab, count: 2}\n", "")
+    assert _launch.sites(_plan.expand(load_experiment(text, "experiments/demo.yml")))[1]["private_subnet"] == ""
+
+
+def known(site: str, public: str = "", nat: str = "") -> dict[str, t.Any]:
+    return {"site": site, "public_address": public, "nat_address": nat}
+
+
+@pytest.mark.parametrize(
+    ("addresses", "us", "lab"),
+    [
+        ("auto", ["198.18.1.7/32", "198.18.1.9/32"], ["198.18.1.2/32", "198.18.1.10/32"]),
+        ("private", ["198.18.1.7/32", "198.18.1.9/32"], ["198.18.1.2/32", "198.18.1.10/32"]),
+        (
+            "public",
+            ["198.18.1.2/32", "198.18.1.7/32", "198.18.1.9/32", "198.18.1.10/32"],
+            ["198.18.1.2/32", "198.18.1.7/32", "198.18.1.9/32", "198.18.1.10/32"],
+        ),
+    ],
+)
+def test_a_site_lets_in_what_the_hosts_of_others_come_from(addresses: str, us: list[str], lab: list[str]) -> None:
+    hosts = {
+        "a-0": known("us", "198.18.1.10"),
+        "a-1": known("us", "198.18.1.2"),
+        "login-0": known("lab", "198.18.1.9"),
+        "work-0": known("lab", nat="198.18.1.7"),
+        "work-1": known("lab", nat="198.18.1.7"),
+    }
+    plan = _plan.expand(load_experiment(f"{PRIVATE}addresses: {addresses}\n", "experiments/demo.yml"))
+    found = {site["name"]: site["addresses"] for site in _launch.peers(plan, hosts)}
+    assert found == {"us": us, "lab": lab}
 
 
 def test_a_site_without_a_region_is_named(plan: dict[str, t.Any]) -> None:
@@ -41,6 +103,7 @@ def test_each_group_is_one_launch(plan: dict[str, t.Any]) -> None:
     assert party == {
         "group": "party",
         "site": "us",
+        "private": False,
         "region": "us-east-1",
         "count": 3,
         "instance_type": "t3a.medium",

@@ -198,7 +198,9 @@ def test_the_plan_has_what_the_stages_read() -> None:
         "collect: ['*.log']\n"
     )
     assert expanded["format"] == "startline-plan/1"
-    assert expanded["sites"] == {"us": {"region": "us-east-1", "cidr": "10.77.0.0/16", "transport": "tcp"}}
+    assert expanded["sites"] == {
+        "us": {"region": "us-east-1", "cidr": "10.77.0.0/16", "transport": "tcp", "gateway": None}
+    }
     assert expanded["groups"]["chain"] == {
         "site": "us",
         "count": 1,
@@ -319,9 +321,70 @@ def test_a_plan_that_was_changed_is_refused() -> None:
             _plan.check_format(foreign)
 
 
-def test_a_subnet_leaves_room_in_the_network() -> None:
-    assert str(_plan.site_subnet("10.77.0.0/16")) == "10.77.0.0/20"
-    assert str(_plan.site_subnet("10.77.0.0/24")) == "10.77.0.0/24"
+@pytest.mark.parametrize(
+    ("cidr", "gateway", "subnets"),
+    [
+        ("10.77.0.0/16", None, ["10.77.0.0/20"]),
+        ("10.77.0.0/24", None, ["10.77.0.0/24"]),
+        ("10.77.0.0/16", "login-0", ["10.77.0.0/20", "10.77.16.0/20"]),
+        ("10.77.0.0/20", "login-0", ["10.77.0.0/21", "10.77.8.0/21"]),
+        ("10.77.0.0/27", "login-0", ["10.77.0.0/28", "10.77.0.16/28"]),
+    ],
+)
+def test_subnets_leave_room_in_the_network(cidr: str, gateway: str | None, subnets: list[str]) -> None:
+    assert [str(subnet) for subnet in _plan.site_subnets({"cidr": cidr, "gateway": gateway})] == subnets
+
+
+SITES = """
+command: run
+sites:
+  us: {region: us-east-1}
+  eu: {region: eu-central-1}
+  lab: {region: us-west-2, gateway: login}
+groups:
+  a: {site: us, count: 2}
+  b: {site: eu, count: 2}
+  login: {site: lab}
+  work: {site: lab, count: 3}
+"""
+
+
+def test_a_private_site_names_its_gateway() -> None:
+    expanded = plan(SITES)
+    assert {name: site["gateway"] for name, site in expanded["sites"].items()} == {
+        "us": None,
+        "eu": None,
+        "lab": "login-0",
+    }
+    assert (expanded["addresses"], plan(SITES + "addresses: private\n")["addresses"]) == ("auto", "private")
+    lab = expanded["sites"]["lab"]
+    assert [name for name in ("login", "work") if _plan.behind_gateway(lab, name)] == ["work"]
+    assert "gateway" in next(line for line in _plan.summary(expanded).splitlines() if " login " in line)
+
+
+@pytest.mark.parametrize(
+    ("changes", "path", "message"),
+    [
+        # eu lets in what is in us (57), and the lab's login host and NAT gateway.
+        ("groups.a.count=57", "sites.eu", "59 public addresses are to be let in"),
+        ("groups.a.count=56", None, ""),
+        # Behind a gateway, 200 hosts are one address.
+        ("groups.work.count=200", None, ""),
+        # All hosts come from outside, where they are told public addresses.
+        ("groups.a.count=55,addresses=public", "sites.us", "59 public addresses are to be let in"),
+        ("sites.lab.cidr=10.77.0.0/27,sites.us.cidr=10.99.0.0/16,groups.work.count=12", "sites.lab.cidr", "12 hosts"),
+        ("sites.lab.cidr=10.77.0.0/27,sites.us.cidr=10.99.0.0/16,groups.login.count=11", "sites.lab.cidr", "12 hosts"),
+        ("sites.lab.cidr=10.77.0.0/27,sites.us.cidr=10.99.0.0/16,groups.login.count=10", None, ""),
+    ],
+)
+def test_sites_that_aws_would_not_take_are_refused(changes: str, path: str | None, message: str) -> None:
+    if path is None:
+        plan(SITES, changes)
+        return
+    with pytest.raises(ExperimentError) as caught:
+        plan(SITES, changes)
+    assert path in [problem.path for problem in caught.value.problems]
+    assert message in str(caught.value)
 
 
 # --- properties -------------------------------------------------------------------------------------------------------

@@ -72,6 +72,7 @@ def test_the_arguments_of_start_barrier(plan: dict[str, t.Any]) -> None:
             },
         ],
         "files": {"hosts.config": "10.0.0.9\n10.0.0.10\n10.0.0.4\n"},
+        "site_files": None,
         "links": {"dkg": "/opt/startline/artifacts/dkg"},
         "networks": {},
         "deadline": 60,
@@ -253,3 +254,33 @@ def test_templates_that_are_refused(template: str) -> None:
 
 def test_what_a_template_wants() -> None:
     assert _template.undeclared("{{ a }}{% for b in c %}{{ b.d }}{% endfor %}{{ range(2) | list }}") == {"a", "c"}
+
+
+def test_sites_that_see_other_addresses_have_files_and_commands_of_their_own() -> None:
+    text = (
+        "sites: {us: {}, eu: {}}\ngroups: {a: {site: us, count: 2, spares: 1}, b: {site: eu}}\n"
+        "command: run {{ address }} {{ hosts | map(attribute='address') | join(',') }}\n"
+    )
+    plan = _plan.expand(load_experiment(text, "experiments/demo.yml"))
+    hosts = {
+        "a-0": {"address": "10.77.0.4", "public_address": "198.18.1.1"},
+        "a-1": {"address": "10.77.0.5", "public_address": "198.18.1.2"},
+        "a-2": {"address": "10.77.0.6", "public_address": "198.18.1.3"},
+        "b-0": {"address": "10.78.0.4", "public_address": "198.18.1.4"},
+    }
+    composed = _trial.compose_trial(plan, plan["trials"][0], hosts, run_id=RUN)
+    assert composed["files"] == {}
+    assert composed["site_files"] == {
+        "us": {"hosts.config": "10.77.0.4\n10.77.0.5\n198.18.1.4\n"},
+        "eu": {"hosts.config": "198.18.1.1\n198.18.1.2\n10.78.0.4\n"},
+    }
+    assert {member["name"]: (member["site"], member["command"]) for member in composed["members"]} == {
+        "a-0": ("us", "run 10.77.0.4 10.77.0.4,10.77.0.5,198.18.1.4"),
+        "a-1": ("us", "run 10.77.0.5 10.77.0.4,10.77.0.5,198.18.1.4"),
+        "b-0": ("eu", "run 10.78.0.4 198.18.1.1,198.18.1.2,10.78.0.4"),
+        "a-2": ("us", ":"),
+    }
+    alike = _trial.compose_trial({**plan, "addresses": "private"}, plan["trials"][0], hosts, run_id=RUN)
+    assert alike["site_files"] is None
+    assert alike["files"] == {"hosts.config": "10.77.0.4\n10.77.0.5\n10.78.0.4\n"}
+    assert not any("site" in member for member in alike["members"])
