@@ -553,6 +553,10 @@ def summary(plan: Plan) -> str:
         )
         by_point.setdefault(label, []).append(trial)
     hosts = len(plan["members"])
+    duties: dict[str, list[str]] = {name: [] for name in plan["groups"]}
+    duties[plan["rendezvous"].rpartition("-")[0]].append("rendezvous")
+    for name in _netem.netem_groups(plan):
+        duties[name].append("needs netem")
     hours = hosts * plan["worst_case"] / 3600
     order = f"random within each repeat, seed {plan['seed']}" if plan["order"] == "random" else "as written"
     lines = [
@@ -566,7 +570,7 @@ def summary(plan: Plan) -> str:
                     name,
                     group["instance_type"],
                     f"{group['site']} ({plan['sites'][group['site']]['region'] or 'region of the inventory'})",
-                    "rendezvous" if plan["rendezvous"] == f"{name}-0" else "",
+                    ", ".join(duties[name]),
                 ]
                 for name, group in plan["groups"].items()
             ]
