@@ -35,6 +35,11 @@ options:
   image:
     description: Image of the groups that name none, C({owner, name}) or C({id}).
     type: dict
+  netem_image:
+    description:
+      - Image of those among them whose hosts delay, lose, corrupt or duplicate packets in a network of the plan, and so need
+        C(sch_netem) in their kernel. Left out, they have O(image) too.
+    type: dict
 """
 
 EXAMPLES = r"""
@@ -90,11 +95,20 @@ def launches(
     region: str | None = None,
     image: dict[str, str] | None = None,
     missing: dict[str, int] | None = None,
+    netem_image: dict[str, str] | None = None,
 ) -> list[dict[str, t.Any]]:
     """See DOCUMENTATION."""
     try:
         check_format(plan)
-        return _launch.launches(plan, run_id, expires, missing=missing, default_region=region, default_image=image)
+        return _launch.launches(
+            plan,
+            run_id,
+            expires,
+            missing=missing,
+            default_region=region,
+            default_image=image,
+            netem_image=netem_image,
+        )
     except StartlineError as exc:
         raise AnsibleFilterError(str(exc)) from exc
 

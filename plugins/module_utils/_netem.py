@@ -46,6 +46,8 @@ BURST_S = 0.001
 #: little for short paths.
 LEAST_QUEUE_S = 0.05
 LEAST_QUEUE_FRAMES = 16
+#: The quantities for which a kernel needs netem. Jitter and reordering are of a delay.
+NEEDS_NETEM = ("delay", "loss", "corrupt", "duplicate")
 #: netem keeps packets in order when it has a rate (sch_netem.c, netem_enqueue: a packet is never sent before the one
 #: in front of it). This one is high enough to mean nothing else.
 IN_ORDER = "rate 32gbit"
@@ -185,7 +187,12 @@ class Shape:
     @property
     def neutral(self) -> bool:
         """Whether it does nothing."""
-        return not (self.delay or self.loss or self.rate or self.corrupt or self.duplicate)
+        return not (self.rate or self.needs_netem)
+
+    @property
+    def needs_netem(self) -> bool:
+        """Whether only netem can do it; a rate is HTB's."""
+        return any(getattr(self, key) for key in NEEDS_NETEM)
 
     def as_dict(self) -> t.Dict[str, str]:
         """What differs from doing nothing, as a person writes it and `parse_shape` reads it."""
@@ -506,7 +513,7 @@ def _class(device: Device, number: int, shape: Shape) -> t.List[str]:
 
 def _leaf(device: Device, shape: Shape) -> str:
     queue = max(2 * shape.delay / 1e9, LEAST_QUEUE_S) if shape.queue is None else shape.queue / 1e9
-    if not (shape.delay or shape.loss or shape.corrupt or shape.duplicate):
+    if not shape.needs_netem:
         frames = max(LEAST_QUEUE_FRAMES, math.ceil(shape.rate * queue / 8 / device.frame))
         return "bfifo limit {}".format(frames * device.frame)
     # netem's queue holds what is under way as well as what waits for the rate; a packet that finds it full is lost

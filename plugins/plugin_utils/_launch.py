@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import typing as t
 
+from ansible_collections.startline.lab.plugins.plugin_utils import _netem
 from ansible_collections.startline.lab.plugins.plugin_utils._errors import PlanError
 from ansible_collections.startline.lab.plugins.plugin_utils._hosts_config import version_key
 from ansible_collections.startline.lab.plugins.plugin_utils._plan import behind_gateway, site_subnets
@@ -95,8 +96,12 @@ def launches(
     missing: t.Mapping[str, int] | None = None,
     default_region: str | None = None,
     default_image: t.Mapping[str, str] | None = None,
+    netem_image: t.Mapping[str, str] | None = None,
 ) -> list[dict[str, t.Any]]:
     """One launch for each group that lacks hosts: `missing` of them by group, or all.
+
+    A group that names no image gets `netem_image` where its hosts need netem in their kernel, else `default_image`.
+    Where there is no `netem_image`, nothing is known of images with netem, and the hosts themselves say what they lack.
 
     Returns:
         ``[{"group", "site", "private", "region", "count", "instance_type", "volume_size", "image", "tags"}]``: `private`
@@ -107,11 +112,12 @@ def launches(
         PlanError: a group has no image, or its site no region.
     """
     result = []
+    need_netem = _netem.netem_groups(plan)
     for name, group in plan["groups"].items():
         count = group["count"] if missing is None else missing[name]
         if not count:
             continue
-        image = group["image"] or default_image
+        image = group["image"] or (name in need_netem and netem_image) or default_image
         if not image:
             raise PlanError(
                 f"group {name} names no image, and the inventory has none: give groups.{name}.image, or startline_image"

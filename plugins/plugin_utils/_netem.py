@@ -293,6 +293,18 @@ def _shape(values: t.Mapping[str, _Value]) -> tuple[_netem.Shape, list[Fault]]:
     return shape, faults
 
 
+def netem_groups(plan: t.Mapping[str, t.Any]) -> list[str]:
+    """The groups with hosts that, in some network of the plan, do with what they send what only netem can do."""
+    sources: set[str] = set()
+    for network in plan["networks"].values():
+        for phase in (network, *network["timeline"]):
+            for link in phase["links"]:
+                if not set(_netem.NEEDS_NETEM).isdisjoint(link["shape"]):
+                    sources.update(link["from"])
+    groups = {member["group"] for member in plan["members"] if member["name"] in sources}
+    return [name for name in plan["groups"] if name in groups]
+
+
 # --- from links to hosts ----------------------------------------------------------------------------------------------
 
 

@@ -655,6 +655,8 @@ def _jobs(plan: Plan, name: str, group: dict[str, t.Any]) -> list[str]:
         jobs.append(f"behind {site['gateway']}")
     elif site["gateway"]:
         jobs.append("gateway")
+    if name in _netem.netem_groups(plan):
+        jobs.append("needs netem")
     return jobs
 
 

@@ -7,4 +7,4 @@ import pathlib
 import sys
 
 WORKLOADS = pathlib.Path(__file__).parents[3] / "workloads"
-sys.path.insert(0, str(WORKLOADS / "dkg"))
+sys.path[:0] = [str(WORKLOADS / "dkg"), str(WORKLOADS / "mesh")]

@@ -57,6 +57,11 @@ def test_launches(plan: dict[str, t.Any]) -> None:
     image = {"id": "ami-01234567"}
     found = call("launches", plan, RUN, "x", region="us-east-1", image=image)
     assert found == _launch.launches(plan, RUN, "x", default_region="us-east-1", default_image=image)
+    delayed = _plan.expand(
+        load_experiment(f"{TEXT}network: {{party: {{party: {{rtt: 40ms}}}}}}", "experiments/demo.yml")
+    )
+    (launch,) = call("launches", delayed, RUN, "x", region="us-east-1", image=image, netem_image={"name": "*-netem"})
+    assert launch["image"] == {"name": "*-netem"}
 
 
 def test_needed(plan: dict[str, t.Any]) -> None:

@@ -126,6 +126,7 @@ results["two devices"] = [
     sorted(set(re.findall(r"netem .*dev (\S+)", sh("tc qdisc show")))),
     ensure(),
 ]
+results["fast"] = [refused({**SLOW, "rate": "20gbit"}), tc() == clean]
 results["no route"] = refused({"to": ["10.9.0.2", "192.0.2.1", "192.0.2.2"], "delay": "1ms"})
 
 ensure({**SLOW, "delay": "200ms"})
@@ -263,6 +264,11 @@ def test_every_link_of_a_host_is_shaped(results: dict[str, t.Any]) -> None:
 
 def test_an_address_without_a_route_is_named(results: dict[str, t.Any]) -> None:
     assert results["no route"] == "this host has no route to 192.0.2.1, 192.0.2.2"
+
+
+def test_a_rate_that_the_device_does_not_have_is_refused(results: dict[str, t.Any]) -> None:
+    """A veth pair says 10 Gbit/s."""
+    assert results["fast"] == ["the rate 20gbit is more than the 10gbit of va", True]
 
 
 def test_the_way_in_stays_fast(results: dict[str, t.Any]) -> None:

@@ -126,6 +126,36 @@ def test_only_what_is_missing_is_launched(plan: dict[str, t.Any]) -> None:
     assert (party["group"], party["count"]) == ("party", 2)
 
 
+NETEM = {"owner": "136693071363", "name": "*-netem"}
+
+
+@pytest.mark.parametrize(
+    ("network", "with_netem"),
+    [
+        ("{}", []),
+        ("{all: {all: {rate: 5mbit, queue: 20ms}}}", []),
+        ("{all: {all: {rtt: 0ms}}}", []),
+        ("{all: {all: {rtt: 40ms}}}", ["party", "chain"]),
+        ("{party: {chain: {loss: 1%, oneway: true}}}", ["party"]),
+        ("{chain: {party: {corrupt: 1%, oneway: true}}}", ["chain"]),
+        ("{party: {party: {duplicate: 1%}}}", ["party"]),
+        ("{party-1: {chain: {delay: 1ms, oneway: true}}}", ["party"]),
+        ("{chain: {chain: {delay: 1ms}}}", []),  # one host, which sends nothing to itself
+        ("{party: {party: {delay: '{{ delay }}'}}}\nparameters: {delay: [0ms, 1ms]}", ["party"]),
+        ("{}\ntimeline: [{at: 1s, network: {party: {chain: {loss: 5%}}}}]", ["party", "chain"]),
+    ],
+)
+def test_hosts_that_need_netem_get_an_image_with_it(network: str, with_netem: list[str]) -> None:
+    text = f"command: run\ngroups: {{party: {{count: 2}}, chain: {{}}, own: {{image: {{id: ami-01234567}}}}}}\nnetwork: {network}\n"
+    shaped = _plan.expand(load_experiment(text, "experiments/demo.yml"))
+    found = _launch.launches(shaped, RUN, EXPIRES, default_region="us-east-1", default_image=IMAGE, netem_image=NETEM)
+    assert [launch["group"] for launch in found if launch["image"] == NETEM] == with_netem
+    # What a group names is its affair, and without an image that is known to have it, all are as they were.
+    assert found[-1]["image"] == {"id": "ami-01234567"}
+    without = _launch.launches(shaped, RUN, EXPIRES, default_region="us-east-1", default_image=IMAGE, netem_image={})
+    assert [launch["image"] for launch in without[:2]] == [IMAGE, IMAGE]
+
+
 def test_a_group_without_an_image_is_named(plan: dict[str, t.Any]) -> None:
     with pytest.raises(PlanError, match="group party names no image"):
         _launch.launches(plan, RUN, EXPIRES, default_region="eu-central-1")

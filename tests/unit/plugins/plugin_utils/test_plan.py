@@ -474,3 +474,9 @@ def test_the_summary() -> None:
         "Longest time: 1 h 6 min (9.9 host-hours); hosts power themselves off after 3 h 12 min.",
         text.splitlines()[-1],
     ]
+
+
+def test_the_summary_says_whose_kernel_needs_netem() -> None:
+    text = _plan.summary(plan(SWEEP + "network: {party: {chain: {delay: 40ms, oneway: true}, party: {rate: 5mbit}}}\n"))
+    assert "rendezvous, needs netem" in text.splitlines()[3]
+    assert "netem" not in text.splitlines()[4]
