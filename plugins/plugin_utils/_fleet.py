@@ -162,27 +162,13 @@ def missing_members(expected: t.Iterable[str], hosts: t.Iterable[Host]) -> dict[
     return missing
 
 
-def tagged_runs(tags: t.Iterable[t.Mapping[str, str]], run_id: str | None, experiment: str | None) -> set[str]:
-    """The runs that something is tagged with, of DescribeTags: this one, or those of an experiment, or all."""
-    by_resource: dict[str, dict[str, str]] = {}
-    for tag in tags:
-        by_resource.setdefault(tag["ResourceId"], {})[tag["Key"]] = tag["Value"]
-    return {
-        own["startline:run"]
-        for own in by_resource.values()
-        if "startline:run" in own
-        and run_id in (None, own["startline:run"])
-        and experiment in (None, own.get("startline:experiment"))
-    }
-
-
 def find_runs(
     clients: t.Mapping[str, t.Any], *, run_id: str | None = None, experiment: str | None = None
 ) -> dict[str, list[str]]:
     """Where there is something of which runs: ``{run_id: [region]}``.
 
-    By the tags of what a run makes first and removes last in a region, its key and its network: one call a region. A
-    region that an account is not let into has nothing of it.
+    By what a run makes first and removes last in a region, its key and its network: two calls a region. A region that
+    an account is not let into has nothing of it.
 
     Args:
         clients: EC2 clients by region.
@@ -192,28 +178,30 @@ def find_runs(
     Raises:
         botocore's ClientError: no region lets us look.
     """
-    wanted = [
-        {"Name": "key", "Values": ["startline:run", "startline:experiment"]},
-        {"Name": "resource-type", "Values": ["vpc", "key-pair"]},
-    ]
-    found: dict[str, list[str]] = {}
-    refusals = []
+    filters = [{"Name": "tag-key", "Values": ["startline:run"]}]
+    for tag, value in (("run", run_id), ("experiment", experiment)):
+        filters += [{"Name": f"tag:startline:{tag}", "Values": [value]}] if value else []
 
-    def look(region: str) -> list[t.Mapping[str, str]] | Exception:
+    def look(region: str) -> set[str] | Exception:
+        client = clients[region]
         try:
-            pages = clients[region].get_paginator("describe_tags").paginate(Filters=wanted)
-            return [tag for page in pages for tag in page["Tags"]]
+            keys = client.describe_key_pairs(Filters=filters)["KeyPairs"]
+            pages = list(client.get_paginator("describe_vpcs").paginate(Filters=filters))
         except Exception as exc:
             if is_refusal(exc):
                 return exc
             raise
+        tagged = [*keys, *(vpc for page in pages for vpc in page["Vpcs"])]
+        return {tag["Value"] for item in tagged for tag in item["Tags"] if tag["Key"] == "startline:run"}
 
+    found: dict[str, list[str]] = {}
+    refusals = []
     with concurrent.futures.ThreadPoolExecutor(max_workers=16) as threads:
         for region, answer in zip(clients, threads.map(look, clients), strict=True):
             if isinstance(answer, Exception):
                 refusals.append(answer)
                 continue
-            for run in sorted(tagged_runs(answer, run_id, experiment)):
+            for run in sorted(answer):
                 found.setdefault(run, []).append(region)
     if refusals and len(refusals) == len(clients):
         raise refusals[0]

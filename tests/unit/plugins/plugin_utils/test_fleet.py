@@ -6,6 +6,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import random
+import sys
 import typing as t
 
 import pytest
@@ -50,11 +51,15 @@ def instance(number: int, *, state: str = "running", **tags: str) -> dict[str, t
 
 
 class FakeEc2:
-    """DescribeInstances and CreateTags, as boto3 gives them."""
+    """DescribeInstances, DescribeNatGateways and CreateTags, as boto3 gives them."""
 
-    def __init__(self, instances: list[dict[str, t.Any]]) -> None:
+    def __init__(self, instances: list[dict[str, t.Any]], nat_gateways: t.Sequence[dict[str, t.Any]] = ()) -> None:
         self.instances = instances
+        self.nat_gateways = nat_gateways
         self.tagged: dict[str, dict[str, str]] = {}
+
+    def describe_nat_gateways(self, *, Filter: list[dict[str, t.Any]]) -> dict[str, t.Any]:
+        return {"NatGateways": list(self.nat_gateways)}
 
     def get_paginator(self, name: str) -> FakeEc2:
         assert name == "describe_instances"
@@ -178,3 +183,141 @@ def test_a_gateway_that_is_gone_leads_nowhere() -> None:
     gone = host(1, group="login", index=0, state="terminated")
     work = dataclasses.replace(host(2, group="work", index=0), gateway="login-0")
     assert _fleet.with_ways([gone, work], {})[1].gateway_address == ""
+
+
+NAT = {
+    "NatGatewayId": "nat-1",
+    "State": "available",
+    "NatGatewayAddresses": [{"PublicIp": "198.18.1.77"}],
+    "Tags": [{"Key": "startline:site", "Value": "lab"}],
+}
+
+
+def private_site(**work: str) -> FakeEc2:
+    """A gateway and a host behind it."""
+    behind = instance(2, group="work", index="0", site="lab", gateway="login-0", **work)
+    del behind["PublicIpAddress"]
+    return FakeEc2([instance(1, group="login", index="0", site="lab"), behind], [NAT])
+
+
+LOGIN = _fleet.Login("admin", "/runs/r1/ssh_key")
+
+
+def test_hosts_behind_a_gateway_are_asked_through_it_once_it_answers(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+
+    async def ssh_answers(address: str, timeout: float) -> bool:
+        asked.append(address)
+        return asked.count(address) > 1  # not at first
+
+    async def greets(command: list[str], timeout: float) -> bool:
+        asked.append(f"{command[-1]} {command[command.index('-W') + 1]}")
+        return True
+
+    monkeypatch.setattr(_fleet, "ssh_answers", ssh_answers)
+    monkeypatch.setattr(_fleet, "greets", greets)
+    login, work = Fleet({"us-west-2": private_site()}, "run-1").await_ssh(["login-0", "work-0"], 60, LOGIN)
+    assert asked == ["198.18.1.1", "198.18.1.1", "admin@198.18.1.1 10.77.0.2:22"]
+    assert (work.gateway_address, work.nat_address, work.login_address) == ("198.18.1.1", "198.18.1.77", "10.77.0.2")
+    assert (login.gateway_address, login.nat_address) == ("", "")
+
+
+def test_a_silent_host_behind_a_gateway_is_named_with_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def silent(*_args: t.Any, **_kwargs: t.Any) -> bool:
+        return False
+
+    monkeypatch.setattr(_fleet, "ssh_answers", silent)
+    with pytest.raises(FleetError, match=r"work-0: i-002 is running at 10\.77\.0\.2 behind login-0, but its SSH"):
+        Fleet({"us-west-2": private_site()}, "run-1").await_ssh(["login-0", "work-0"], 0.05, LOGIN)
+
+
+def test_the_way_through_a_gateway_has_the_run_s_key_and_a_pinned_host_key() -> None:
+    gateway = dataclasses.replace(host(1, group="login", index=0), instance_id="i-0abc")
+    command = LOGIN.through(gateway, "10.77.0.2")
+    assert command[-3:] == ["-W", "10.77.0.2:22", "admin@198.18.1.1"]
+    assert {"IdentityFile=/runs/r1/ssh_key", "UserKnownHostsFile=/runs/r1/known_hosts.i-0abc"} <= set(command)
+
+
+@pytest.mark.parametrize(
+    ("program", "expected"),
+    [
+        ("print('SSH-2.0-OpenSSH_9.2', flush=True); input()", True),
+        ("print('HTTP/1.1 400')", False),
+        ("pass", False),
+        ("import sys; sys.exit('refused')", False),
+        ("import time; time.sleep(600)", False),
+    ],
+)
+def test_only_an_ssh_greeting_of_a_command_counts(program: str, expected: bool) -> None:
+    patience = 0.5 if "sleep" in program else 30
+    assert asyncio.run(_fleet.greets([sys.executable, "-c", program], patience)) is expected
+
+
+class Refusal(Exception):
+    """As botocore's ClientError."""
+
+    def __init__(self, code: str) -> None:
+        super().__init__(code)
+        self.response = {"Error": {"Code": code}}
+
+
+class Region:
+    """DescribeKeyPairs and DescribeVpcs, in pages, of runs by their experiments."""
+
+    def __init__(self, keys: t.Mapping[str, str], vpcs: t.Mapping[str, str], error: Exception | None = None) -> None:
+        self.keys, self.vpcs, self.error = keys, vpcs, error
+
+    def describe_key_pairs(self, *, Filters: list[dict[str, t.Any]]) -> dict[str, t.Any]:
+        if self.error:
+            raise self.error
+        return {"KeyPairs": self._matching(self.keys, Filters)}
+
+    def get_paginator(self, name: str) -> Region:
+        assert name == "describe_vpcs"
+        return self
+
+    def paginate(self, *, Filters: list[dict[str, t.Any]]) -> list[dict[str, t.Any]]:
+        return [{"Vpcs": [vpc]} for vpc in self._matching(self.vpcs, Filters)]
+
+    @staticmethod
+    def _matching(runs: t.Mapping[str, str], filters: list[dict[str, t.Any]]) -> list[dict[str, t.Any]]:
+        wanted = {entry["Name"]: entry["Values"] for entry in filters}
+        assert wanted.pop("tag-key") == ["startline:run"]
+        tags = [{"startline:run": run, "startline:experiment": experiment} for run, experiment in runs.items()]
+        return [
+            {"Tags": [{"Key": key, "Value": value} for key, value in own.items()]}
+            for own in tags
+            if all(own[name.removeprefix("tag:")] in values for name, values in wanted.items())
+        ]
+
+
+DKG, TINY = {"dkg-1": "dkg"}, {"tiny-1": "tiny"}
+CLOSED = Refusal("UnauthorizedOperation")
+
+
+@pytest.mark.parametrize(
+    ("wanted", "expected"),
+    [
+        ({}, {"dkg-1": ["us-east-1", "eu-central-1"], "tiny-1": ["us-east-1"]}),
+        ({"run_id": "dkg-1"}, {"dkg-1": ["us-east-1", "eu-central-1"]}),
+        ({"run_id": "dkg-2"}, {}),
+        ({"experiment": "tiny"}, {"tiny-1": ["us-east-1"]}),
+        ({"experiment": "wan"}, {}),
+    ],
+)
+def test_runs_are_found_in_every_region_that_lets_us_look(
+    wanted: dict[str, str], expected: dict[str, list[str]]
+) -> None:
+    regions = {
+        "us-east-1": Region(DKG, {**DKG, **TINY}),
+        "eu-central-1": Region(DKG, {}),  # made half
+        "us-west-2": Region({}, {}),
+        "sa-east-1": Region({}, {}, CLOSED),
+    }
+    assert _fleet.find_runs(regions, **wanted) == expected
+
+
+@pytest.mark.parametrize("error", [CLOSED, Refusal("RequestLimitExceeded"), OSError("no route")])
+def test_not_to_see_is_not_to_find_nothing(error: Exception) -> None:
+    with pytest.raises(type(error)):
+        _fleet.find_runs({"us-east-1": Region(DKG, DKG, error)})
