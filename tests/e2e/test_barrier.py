@@ -7,6 +7,7 @@ from __future__ import annotations
 import ipaddress
 import json
 import pathlib
+import re
 import subprocess
 import time
 import typing as t
@@ -14,7 +15,7 @@ import typing as t
 import pytest
 
 from ansible_collections.startline.lab.plugins.plugin_utils import _experiment, _plan
-from tests.support.commands import EXPERIMENTS, adhoc
+from tests.support.commands import EXPERIMENTS, PROJECT, adhoc, playbook
 from tests.support.lab import Json, Lab, until
 
 #: Seconds that a deadline may be overrun by on a busy machine.
@@ -259,6 +260,23 @@ def test_others_start_in_place_of_one_that_is_missing(
     # It comes again, and does not start any more.
     until(lambda: lab.connected(absent), 30, f"{absent} connected")
     lab.shell(absent, "test ! -e /var/tmp/starts")
+
+
+def test_the_examples_of_the_documentation_run(lab: Lab, tmp_path: pathlib.Path) -> None:
+    shown = subprocess.run(
+        ["ansible-doc", "--json", "startline.lab.start_barrier"],
+        cwd=PROJECT,
+        check=True,
+        capture_output=True,
+        text=True,
+    )
+    examples = json.loads(shown.stdout)["startline.lab.start_barrier"]["examples"]
+    play = tmp_path / "example.yml"
+    # With the names of the hosts that there are.
+    play.write_text(examples.replace("hosts: party-0", f"hosts: node-0.{lab.run_id}").replace("party-", "node-"))
+    done = playbook(str(play), "-e", f"run_id={lab.run_id}")
+    assert done.returncode == 0, done.output[-4000:]
+    assert re.search(r"msg: '?[0-9.]+ us; clocks known to [0-9.]+ us", done.output), done.output[-4000:]
 
 
 @pytest.mark.parametrize(("policy", "code", "verdict"), [("stop_on_failure", 3, "invalid"), ("stop", 0, "valid")])
