@@ -56,7 +56,7 @@ class Agent(asyncio.Protocol):
 
     def connection_made(self, transport: t.Any) -> None:
         self._transport = transport
-        self.data_received(b"")
+        self._read(b"")
 
     def connection_lost(self, exc: BaseException | None) -> None:
         if not self.welcomed.done():
@@ -65,6 +65,11 @@ class Agent(asyncio.Protocol):
             self._crowd.lost += 1
 
     def data_received(self, data: bytes) -> None:
+        # In pieces, because a memory BIO never gives back what it once had to hold.
+        for begin in range(0, len(data), peers.PIECE):
+            self._read(data[begin : begin + peers.PIECE])
+
+    def _read(self, data: bytes) -> None:
         self._from.write(data)
         try:
             if not self._secure:

@@ -2,18 +2,22 @@
 """Seconds and tasks of each stage of a run, from nothing to the first trial and to the end.
 
     python benchmarks/journey.py [EXPERIMENT] [-e ...]
+    python benchmarks/journey.py --warm tests/e2e/experiments/tiny.yml -e set=groups.node.count=32,repeats=5
 
 The local cloud is stopped first, so the figures start from a cold daemon and a warm image. The floor in the same run: as many
-bare hosts of the same image, booted to their SSH greeting without an API (benchmarks/bare_boot.py).
+bare hosts of the same image, booted to their SSH greeting without an API (benchmarks/bare_boot.py). With `--warm` the cloud
+stays as it is and there is no floor: the figure is then the time from the last exit of a trial to T of the next.
 """
 
 from __future__ import annotations
 
+import argparse
 import itertools
 import json
 import os
 import pathlib
 import re
+import statistics
 import subprocess
 import sys
 import time
@@ -37,11 +41,15 @@ STAGES = {
 
 
 def main() -> int:
-    experiment = sys.argv[1] if len(sys.argv) > 1 else "dkg"
-    subprocess.run([sys.executable, "-m", "localcloud", "down"], cwd=PROJECT, check=True)
+    parser = argparse.ArgumentParser(description="Seconds of each stage of a run, and between its trials.")
+    parser.add_argument("experiment", nargs="?", default="dkg")
+    parser.add_argument("--warm", action="store_true", help="leave the local cloud as it is")
+    options, words = parser.parse_known_args()
+    if not options.warm:
+        subprocess.run([sys.executable, "-m", "localcloud", "down"], cwd=PROJECT, check=True)
     began = time.monotonic()
     process = subprocess.Popen(
-        [str(BIN / "ansible-playbook"), "site.yml", "-e", f"exp={experiment}", *sys.argv[2:]],
+        [str(BIN / "ansible-playbook"), "site.yml", "-e", f"exp={options.experiment}", *words],
         cwd=PROJECT,
         env={**os.environ, "PYTHONUNBUFFERED": "1"},
         stdout=subprocess.PIPE,
@@ -72,7 +80,7 @@ def main() -> int:
     if process.wait():
         sys.stdout.writelines(output[-60:])
         return process.returncode
-    run = PROJECT / "results" / experiment / run_id
+    (run,) = (PROJECT / "results").glob(f"*/{run_id}")
     trials = sorted(
         (json.loads(path.read_text()) for path in run.glob("trials/*/*/trial.json")), key=lambda trial: trial["start"]
     )
@@ -89,8 +97,13 @@ def main() -> int:
         print(f"  {value:6.1f} s  {name}")
     first = trials[0]["start"] - wall_began
     print(f"zero to first trial fired: {first:.1f} s")
-    print(f"last exit to next start:   {max(gaps, default=0.0):.2f} s worst, {min(gaps, default=0.0):.2f} s best")
+    if gaps:
+        print(
+            f"last exit to next start:   {statistics.median(gaps):.2f} s ({min(gaps):.2f} to {max(gaps):.2f}, {len(gaps)} times)"
+        )
     sys.stdout.flush()
+    if options.warm:
+        return 0
     bare = subprocess.run(
         [sys.executable, str(PROJECT / "benchmarks" / "bare_boot.py"), str(hosts)],
         cwd=PROJECT,

@@ -3,8 +3,10 @@
 
     python benchmarks/start_rivals.py [--members 8 32 128] [--repeats 5] [--poll-repeats 2]
 
-The command is the same for all, `date +%s%N`: all hosts of the local cloud read one clock, so its output is the true time of the
-start and nothing is estimated. Per way and N, over the repeats: the median and the worst spread, last start less first (ms).
+The command of all is `date +%s%N`: all hosts of the local cloud read one clock, so its output is the true time of the start and
+nothing is estimated. Per way and N, over the repeats: the median and the worst spread, last start less first (ms). With the floor
+and the barrier it goes on for a while, as experiments do: on two processors, what follows an end would delay others' starts. The
+rivals would only be slower by it.
 
     floor      N processes of this machine, forked before, that sleep to an absolute instant and exec: what waking them costs here
     barrier    startline.lab.start_barrier's own submission, through the agents
@@ -13,19 +15,26 @@ start and nothing is estimated. Per way and N, over the repeats: the median and 
     pssh       ssh to all hosts side by side (asyncio, up to 128 at once), over warm connections
 
 The rivals are measured in turns with the floor, so that they meet the same noise. The fleet is made once, at the largest N.
+
+Then, of the same fleet: what a trial costs the controller (CPU of the whole ansible command, with few members and with all of
+them), and what an agent costs its host while a trial runs.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
+import collections
 import contextlib
+import json
 import os
 import pathlib
 import re
+import resource
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 import typing as t
 
@@ -40,6 +49,8 @@ from tests.support.lab import Lab, until  # noqa: E402
 
 BUCKET = "startline-local"
 NOW = "date +%s%N"
+#: Of the floor and the barrier, with the file that the time goes to.
+GOES_ON = NOW + " > {}; sleep 2"
 #: What a host does in the old way, with nothing but Python: signed addresses of one PUT and one LIST.
 POLL = r"""
 import sys, time, re, urllib.request
@@ -68,34 +79,33 @@ def spread(stamps: t.Sequence[int]) -> float:
 
 def floor(members: int) -> float:
     start_ns = time.time_ns() + 500_000_000 + members * 3_000_000
-    reads = []
-    for _ in range(members):
-        read, write = os.pipe()
-        child = os.fork()
-        if not child:
-            os.dup2(write, 1)
-            launcher._prctl(29, 1)  # PR_SET_TIMERSLACK, as the launcher does
-            while (left := start_ns - time.time_ns()) > 0:
-                time.sleep(left / 1e9)
-            os.execv("/bin/sh", ["/bin/sh", "-c", NOW])  # noqa: S606
-        os.close(write)
-        reads.append((child, read))
-    stamps = []
-    for child, read in reads:
-        stamps.append(int(os.read(read, 64)))
-        os.close(read)
-        os.waitpid(child, 0)
-    return spread(stamps)
+    with tempfile.TemporaryDirectory() as directory:
+        files = [pathlib.Path(directory, str(number)) for number in range(members)]
+        children = []
+        for file in files:
+            child = os.fork()
+            if not child:
+                launcher._prctl(29, 1)  # PR_SET_TIMERSLACK, as the launcher does
+                while (left := start_ns - time.time_ns()) > 0:
+                    time.sleep(left / 1e9)
+                os.execv("/bin/sh", ["/bin/sh", "-c", GOES_ON.format(file)])  # noqa: S606
+            children.append(child)
+        for child in children:
+            os.waitpid(child, 0)
+        return spread([int(file.read_text()) for file in files])
 
 
-def barrier(lab: Lab, names: list[str]) -> float:
-    # The command goes on for a while, as experiments do: on two processors, what follows an end would delay others' starts.
-    result = lab.submit(
-        lab.trial(f"{NOW} > /var/tmp/start; sleep 2", members=names, evidence=None, deadline=60.0)
-    ).result(180)
+def valid(lab: Lab, command: str, names: list[str]) -> dict[str, t.Any]:
+    """The result of a trial, which has to be a good one."""
+    result = lab.submit(lab.trial(command, members=names, evidence=None, deadline=60.0)).result(180)
     if result["verdict"] != "valid":
         raise SystemExit(f"the trial failed: {result['reasons']}")
-    return spread([int(text) for text in asyncio.run(everywhere(lab, names, "cat /var/tmp/start"))])
+    return result
+
+
+def barrier(lab: Lab, names: list[str], whys: collections.Counter[str]) -> float:
+    whys[valid(lab, GOES_ON.format("/root/start"), names)["skew"]["why"].partition(":")[0]] += 1
+    return spread([int(text) for text in asyncio.run(everywhere(lab, names, "cat /root/start"))])
 
 
 async def everywhere(lab: Lab, names: list[str], command: str, stdin: dict[str, bytes] | None = None) -> list[str]:
@@ -117,28 +127,65 @@ def pssh(lab: Lab, names: list[str]) -> float:
     return spread([int(text) for text in asyncio.run(everywhere(lab, names, NOW))])
 
 
-def ansible(lab: Lab, names: list[str]) -> float:
+def adhoc(lab: Lab, names: list[str], *words: str) -> str:
+    """What `ansible` prints."""
     hosts = ":".join(f"{name}.{lab.run_id}" for name in names)
-    done = subprocess.run(
-        [
-            str(pathlib.Path(sys.executable).with_name("ansible")),
-            hosts,
-            "-f",
-            "50",
-            "-m",
-            "ansible.builtin.raw",
-            "-a",
-            NOW,
-        ],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    stamps = [int(found) for found in re.findall(r"^(\d{19})\s*$", done.stdout, re.MULTILINE)]
+    program = str(pathlib.Path(sys.executable).with_name("ansible"))
+    done = subprocess.run([program, hosts, *words], cwd=ROOT, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise SystemExit(f"ansible failed:\n{done.stdout[-2000:]}{done.stderr[-2000:]}")
+    return done.stdout
+
+
+def ansible(lab: Lab, names: list[str]) -> float:
+    output = adhoc(lab, names, "-f", "50", "-m", "ansible.builtin.raw", "-a", NOW)
+    stamps = [int(found) for found in re.findall(r"^(\d{19})\s*$", output, re.MULTILINE)]
     if len(stamps) != len(names):
-        raise SystemExit(f"ansible reached {len(stamps)} of {len(names)} hosts:\n{done.stdout[-2000:]}")
+        raise SystemExit(f"ansible reached {len(stamps)} of {len(names)} hosts:\n{output[-2000:]}")
     return spread(stamps)
+
+
+def controller(lab: Lab, names: list[str]) -> float:
+    """CPU seconds of the controller for a trial of `names`, by the action: Ansible's own start, one host, the result."""
+    given = lab.trial("true", members=names, evidence=None)
+    trial = {name: value for name, value in given.items() if name not in ("form", "formed_from") and value is not None}
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    adhoc(lab, lab.members[:1], "--become", "-m", "startline.lab.start_barrier", "-a", json.dumps(trial))
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+
+
+#: Of all processes of the agent, supervisors among them: nanoseconds on a processor, and their largest memory (KiB).
+AGENT = """python3 - <<'X'
+import glob
+ns = most = 0
+for path in glob.glob("/proc/[0-9]*"):
+    try:
+        if b"startline-agent\\0run" in open(path + "/cmdline", "rb").read():
+            ns += sum(int(open(task).read().split()[0]) for task in glob.glob(path + "/task/*/schedstat"))
+            most = max(most, *(int(line.split()[1]) for line in open(path + "/status") if line.startswith("VmRSS")))
+    except FileNotFoundError:
+        pass
+print(ns, most)
+X"""
+
+
+def agents(lab: Lab, names: list[str], seconds: float = 20.0) -> tuple[float, float, float]:
+    """While a trial runs: the median and the largest share of a processor that a host's agent takes (%), and the largest memory
+    of one of its processes (MiB)."""
+    pending = lab.submit(lab.trial(f"sleep {2 * seconds:g}", members=names, evidence=None, timeout=300.0))
+    lab.reach(pending, "running", 60)
+    time.sleep(2)  # its start is not what is asked for
+
+    def look() -> list[list[int]]:
+        return [[int(word) for word in text.split()] for text in asyncio.run(everywhere(lab, names, AGENT))]
+
+    began, before = time.monotonic(), look()
+    time.sleep(seconds)
+    took, after = time.monotonic() - began, look()
+    pending.result(180)
+    shares = [(b[0] - a[0]) / 1e9 / took * 100 for a, b in zip(before, after, strict=True)]
+    return statistics.median(shares), max(shares), max(entry[1] for entry in after) / 1024
 
 
 def s3_poll(lab: Lab, names: list[str], number: int) -> float:
@@ -159,9 +206,11 @@ def main() -> None:
     parser.add_argument("--poll-repeats", type=int, default=2, help="of the slow way (default: %(default)s)")
     options = parser.parse_args()
     most = max(options.members)
+    was_up = json.loads(localcloud("status", "--json"))["up"]
     localcloud("up")
     with contextlib.ExitStack() as stack:
-        stack.callback(localcloud, "down")
+        if not was_up:
+            stack.callback(localcloud, "down")
         began = time.monotonic()
         lab = Lab(
             EXPERIMENTS / "barrier.yml", "-e", f"set=groups.node.count={most}", "-e", "startline_fleet_deadline=900"
@@ -174,11 +223,13 @@ def main() -> None:
         print(f"{'N':>5}  {'way':10} {'median ms':>10} {'worst ms':>10}   {'of the floor':>12}")
         for members in options.members:
             names = lab.members[:members]
-            barrier(lab, names)
+            whys: collections.Counter[str] = collections.Counter()
+            barrier(lab, names, whys)
+            whys.clear()
             found: dict[str, list[float]] = {way: [] for way in ("floor", "barrier", "pssh", "ansible", "s3 poll")}
             for repeat in range(options.repeats):
                 found["floor"].append(floor(members))
-                found["barrier"].append(barrier(lab, names))
+                found["barrier"].append(barrier(lab, names, whys))
                 found["pssh"].append(pssh(lab, names))
                 found["ansible"].append(ansible(lab, names))
                 if repeat < options.poll_repeats:
@@ -187,6 +238,18 @@ def main() -> None:
             for way, values in found.items():
                 median = statistics.median(values)
                 print(f"{members:5}  {way:10} {median:10.2f} {max(values):10.2f}   {median / base:11.2f}x", flush=True)
+            print(f"{members:5}  the last of the barrier: {', '.join(f'{why} {count}' for why, count in whys.items())}")
+        for members in sorted({min(8, most), most}):
+            costs = [controller(lab, lab.members[:members]) for _ in range(options.repeats)]
+            print(
+                f"{members:5}  controller: {statistics.median(costs):.2f} s of CPU a trial, {min(costs):.2f} to {max(costs):.2f}"
+            )
+        names = lab.members[: min(8, most)]
+        print(
+            "       agent in a trial: {:.2f} % of a processor ({:.2f} % at most), {:.1f} MiB".format(
+                *agents(lab, names)
+            )
+        )
 
 
 if __name__ == "__main__":

@@ -173,7 +173,7 @@ options:
     default: mark
   collect:
     description:
-      - Files of the working directory that are evidence beside stdout and stderr, as globs. C(**) stands for any directories. -
+      - Files of the working directory that are evidence beside stdout and stderr, as globs. C(**) stands for any directories.
         Links are not followed.
     type: list
     elements: str
@@ -232,6 +232,27 @@ EXAMPLES = r"""
     - name: Show how far apart they started
       ansible.builtin.debug:
         msg: "{{ trial.skew.max_us - trial.skew.min_us }} us; clocks known to {{ trial.skew.bound_us }} us"
+
+- name: Start two of three hosts, whichever are ready, and stop both when one has failed
+  hosts: party-0
+  gather_facts: false
+  become: true
+  tasks:
+    - name: Wait for each other a second time, when everything is loaded
+      startline.lab.start_barrier:
+        run_id: "{{ run_id }}"
+        trial_id: spare.r1
+        members:
+          - {name: party-0, rank: 0, command: &command cat input && startline-agent wait loaded && echo go > out.log}
+          - {name: party-1, rank: 1, command: *command}
+          - {name: party-2, rank: 2, command: *command, environment: {ROLE: spare}}
+        files: {input: "what every member reads"}
+        seats:
+          - {members: [party-0, party-1, party-2], seats: 2, least: 2}
+        grace: 2
+        on_early_exit: stop_on_failure
+        collect: ["*.log"]
+        timeout: 60
 """
 
 RETURN = r"""
@@ -367,6 +388,7 @@ members:
       rank: 0
       role: starter
       state: delivered
+      connected: true
       armed_at: 1767268800.1
       fired_at: 1767268800.2
       late_us: 81.2
@@ -379,12 +401,19 @@ members:
       stopped: false
       exited_at: 1767268801.3
       duration_s: 1.1
+      leftovers: 0
       clock_step_s: 0.0
+      remaining: []
       ports: []
+      network: null
       reason: null
       files: [{path: stdout, size: 21, sha256: e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855}]
 evidence:
   description: Where the evidence went, as given.
   returned: when the rendezvous has answered
   type: dict
+waited_at_most_s:
+  description: Seconds after which an answer was not waited for any more.
+  returned: when the rendezvous could not be asked
+  type: float
 """

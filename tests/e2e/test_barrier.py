@@ -4,14 +4,18 @@ the right names, and no evidence that there is gets lost."""
 
 from __future__ import annotations
 
+import ipaddress
 import json
+import pathlib
+import re
 import subprocess
 import time
 import typing as t
 
 import pytest
 
-from tests.support.commands import EXPERIMENTS
+from ansible_collections.startline.lab.plugins.plugin_utils import _experiment, _plan
+from tests.support.commands import EXPERIMENTS, PROJECT, adhoc, playbook
 from tests.support.lab import Json, Lab, until
 
 #: Seconds that a deadline may be overrun by on a busy machine.
@@ -193,6 +197,134 @@ def test_a_replayed_message_of_an_earlier_attempt_starts_nobody(lab: Lab) -> Non
         lab.shell(member, "rm /var/tmp/starts")
 
 
+# ---- who starts, and when it ends -----------------------------------------------------------------------------------
+
+
+def formed(lab: Lab, experiment: Json, directory: pathlib.Path) -> Json:
+    """What the action `trial` returns of an experiment's only trial, on the lab's hosts."""
+    given = {
+        "command": "cat hosts.config; echo {{ rank }} of {{ size }}; echo once >> /var/tmp/starts",
+        "timeout": 20,
+        "barrier": {"deadline": 20, "grace": 1},
+    }
+    text = json.dumps({**given, **experiment, "barrier": {**given["barrier"], **experiment.get("barrier", {})}})
+    plan = _plan.expand(_experiment.load_experiment(text, "barrier.yml"))
+    plan["trials"][0]["trial_id"] = lab.new_trial_id()
+    kept = directory / "plan.json"
+    kept.write_text(json.dumps(plan))
+    arguments = {
+        # Read by a lookup, because Ansible takes what stands in arguments for templates of its own.
+        "plan": f"{{{{ lookup('ansible.builtin.file', '{kept}') | from_json }}}}",
+        "trial_id": plan["trials"][0]["trial_id"],
+        "run_id": lab.run_id,
+        "hosts": {name: {"address": address} for name, address in lab.private_addresses.items()},
+        "bucket": "startline-local",
+        "region": "us-east-1",
+        "endpoint_url": "http://198.18.0.1:4566",
+    }
+    words = ["--become", "-m", "startline.lab.trial", "-a", json.dumps(arguments)]
+    done = adhoc(f"node-0.{lab.run_id}", *words, ANSIBLE_CALLBACK_RESULT_FORMAT="json")
+    assert done.returncode == 0, done.output[-4000:]
+    found: Json = json.JSONDecoder().raw_decode(done.output[done.output.index("{\n") :])[0]
+    return found
+
+
+@pytest.mark.parametrize(
+    ("experiment", "absent", "verdict", "change"),
+    [
+        ({"groups": {"node": {"count": 3, "spares": 1}}}, "node-1", "valid", "replaced"),
+        ({"groups": {"node": {"count": 4}}, "barrier": {"quorum": "75%"}}, "node-2", "degraded", "dropped"),
+    ],
+    ids=["a spare steps in", "a quorum starts"],
+)
+def test_others_start_in_place_of_one_that_is_missing(
+    lab: Lab, tmp_path: pathlib.Path, experiment: Json, absent: str, verdict: str, change: str
+) -> None:
+    lab.shell(absent, "systemctl stop startline-agent")
+    try:
+        result = formed(lab, experiment, tmp_path)
+    finally:
+        lab.shell(absent, "systemctl start startline-agent")
+    starters = [name for name in lab.members if name != absent]
+    assert result["verdict"] == verdict, result["reasons"]
+    assert sorted(result["roster"]) == starters
+    assert [entry["member"] for entry in result[change]] == [absent]
+    assert result[change][0]["was"].startswith(("absent", "connected"))
+    # Nobody started with files that name who is missing: they were made anew for those who start.
+    assert [attempt["attempt"] for attempt in result["formed_from"]] == [1]
+    addresses = sorted((lab.private_addresses[name] for name in starters), key=ipaddress.ip_address)
+    for name in starters:
+        rank = addresses.index(lab.private_addresses[name])
+        assert stored(lab, result, name, "stdout").decode().splitlines() == [*addresses, f"{rank} of 3"]
+        assert lab.shell(name, "wc -l < /var/tmp/starts; rm /var/tmp/starts").strip() == "1"
+    # It comes again, and does not start any more.
+    until(lambda: lab.connected(absent), 30, f"{absent} connected")
+    lab.shell(absent, "test ! -e /var/tmp/starts")
+
+
+def test_the_examples_of_the_documentation_run(lab: Lab, tmp_path: pathlib.Path) -> None:
+    shown = subprocess.run(
+        ["ansible-doc", "--json", "startline.lab.start_barrier"],
+        cwd=PROJECT,
+        check=True,
+        capture_output=True,
+        text=True,
+    )
+    examples = json.loads(shown.stdout)["startline.lab.start_barrier"]["examples"]
+    play = tmp_path / "example.yml"
+    # With the names of the hosts that there are.
+    play.write_text(examples.replace("hosts: party-0", f"hosts: node-0.{lab.run_id}").replace("party-", "node-"))
+    done = playbook(str(play), "-e", f"run_id={lab.run_id}")
+    assert done.returncode == 0, done.output[-4000:]
+    assert re.search(r"msg: '?[0-9.]+ us; clocks known to [0-9.]+ us", done.output), done.output[-4000:]
+
+
+@pytest.mark.parametrize(("policy", "code", "verdict"), [("stop_on_failure", 3, "invalid"), ("stop", 0, "valid")])
+def test_an_early_exit_stops_the_others(lab: Lab, policy: str, code: int, verdict: str) -> None:
+    command = f"echo here; test $STARTLINE_MEMBER = node-2 && exit {code}; exec sleep 300"
+    result = lab.run(command, on_early_exit=policy, timeout=300.0)
+    assert result["verdict"] == verdict, result["reasons"]
+    assert result["early_exit"] == "node-2"
+    assert result["reasons"] == ([f"node-2 exited with code {code}"] if code else [])
+    stopped = [name for name, row in result["members"].items() if row["stopped"]]
+    assert stopped == ["node-0", "node-1", "node-3"]
+    for member in lab.members:
+        assert stored(lab, result, member, "stdout") == b"here\n"
+
+
+#: Takes a port, and leaves the session of the command with what nobody may end politely.
+STUBBORN = """
+cat > stubborn.py <<'X'
+import os, signal, socket, time
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
+taken = socket.create_server(("", 7999))
+if not os.fork():
+    os.setsid()
+    if not os.fork():
+        print("listening", flush=True)
+time.sleep(300)
+X
+trap '' TERM
+python3 stubborn.py & python3 -c 'import time; time.sleep(300)' & wait; wait
+"""
+
+
+def test_a_timeout_ends_a_tree_of_processes_that_ignores_sigterm(lab: Lab) -> None:
+    began = time.monotonic()
+    result = lab.run(STUBBORN, timeout=2.0)
+    assert time.monotonic() - began < 2 + 5 + 10 + SLACK
+    assert result["verdict"] == "invalid"
+    assert result["reasons"] == [f"{member} was still running after 2 s and was killed" for member in lab.members]
+    for member, row in result["members"].items():
+        assert (row["timed_out"], row["remaining"], row["ports"]) == (True, [], [])
+        assert stored(lab, result, member, "stdout") == b"listening\n"
+        assert not lab.shell(member, "pgrep --full '[s]tubborn.py|[t]ime.sleep'", check=False)
+    # The port is free for the next trial.
+    take = 'import socket; socket.create_server(("", 7999)); print("taken")'
+    after = lab.run(f"python3 -c '{take}'")
+    assert after["verdict"] == "valid", after["reasons"]
+
+
 # ---- networks --------------------------------------------------------------------------------------------------------
 
 
@@ -259,13 +391,19 @@ def test_hosts_powered_off_before_and_after_t_are_named(doomed: Lab, ec2: t.Any)
     assert result["outcome"] == "aborted"
     assert "node-2" in result["reasons"][0]
     assert "node-1" not in result["reasons"][0]
-    # At T: it is armed and told, and dies before the instant.
-    pending = lab.submit(lab.trial("sleep 6", members=["node-0", "node-1"], timeout=8.0, delivery_deadline=10.0))
-    until(lambda: state(lab, pending, "node-1") in ("armed", "fired"), 20, "node-1 armed")
-    ec2.terminate_instances(InstanceIds=[lab.instances["node-1"]])
+    # At T: it is armed and told, and dies at the instant, or within a few ms of it. It may have started or not.
+    pending = lab.submit(
+        lab.trial("sleep 2; echo through", members=["node-0", "node-1"], timeout=8.0, delivery_deadline=10.0)
+    )
+    print(f"killed {lab.kill_at_start('node-1', pending) * 1e3:.2f} ms after T")
+    began = time.monotonic()
     result = pending.result(180)
-    assert result["verdict"] == "invalid"
-    assert [reason for reason in result["reasons"] if "node-1" in reason]
+    assert time.monotonic() - began < 8 + 5 + 10 + 10 + SLACK
+    assert (result["outcome"], result["verdict"]) == ("completed", "invalid")
+    assert [reason for reason in result["reasons"] if reason.startswith("node-1 did not say how its command ended")]
+    assert not [reason for reason in result["reasons"] if "node-0" in reason]
+    assert result["members"]["node-1"]["state"] in ("armed", "fired")
+    assert stored(lab, result, "node-0", "stdout") == b"through\n"
 
 
 # ---- clocks ----------------------------------------------------------------------------------------------------------

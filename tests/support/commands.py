@@ -77,11 +77,12 @@ def playbook_killed_at(line: str, *words: str) -> Ended:
     return Ended(process.wait(), "".join(printed))
 
 
-def adhoc(*words: str) -> Ended:
+def adhoc(*words: str, **environment: str) -> Ended:
     """``ansible ...``"""
     done = subprocess.run(
         [str(pathlib.Path(sys.executable).with_name("ansible")), *words],
         cwd=PROJECT,
+        env={**os.environ, **environment},
         check=False,
         capture_output=True,
         text=True,

@@ -7,9 +7,11 @@ import contextlib
 import dataclasses
 import itertools
 import json
+import os
 import pathlib
 import shlex
 import shutil
+import signal
 import subprocess
 import tempfile
 import time
@@ -123,6 +125,27 @@ class Lab:
         finally:
             subprocess.run([*switch, "up"], check=True)
 
+    def kill_at_start(self, member: str, pending: Pending) -> float:
+        """Kill a host of the machine's own kernel at T of a trial; how late that was (s).
+
+        T is what the agent has written down when it was told, some 60 ms before. Hosts and machine read one clock."""
+        machine = f"systemd-nspawn .*--machine={self.instances[member]}"
+        nspawn = subprocess.check_output(["pgrep", "--full", machine], text=True).strip()
+        init = int(subprocess.check_output(["pgrep", "--parent", nspawn], text=True))
+        where = "/".join(str(part) for part in pending.epoch.values())
+        record = pathlib.Path(f"/proc/{init}/root/var/lib/startline/trials/{where}/record.json")
+        give_up = time.monotonic() + 30
+        start_ns = None
+        while start_ns is None:
+            assert time.monotonic() < give_up, f"{member}: {record} has no T"
+            time.sleep(0.001)
+            with contextlib.suppress(FileNotFoundError):
+                start_ns = json.loads(record.read_text())["start_ns"]
+        while (left := start_ns - time.time_ns()) > 0:
+            time.sleep(left / 1e9)
+        os.kill(init, signal.SIGKILL)
+        return (time.time_ns() - start_ns) / 1e9
+
     def status(self) -> Json:
         """What the rendezvous says of its agents and trials."""
         found: Json = json.loads(self.shell(self.members[0], "startline-agent status"))
@@ -134,12 +157,15 @@ class Lab:
 
     # -- trials --
 
+    def new_trial_id(self) -> str:
+        """Of a trial that the run has not had."""
+        return f"t{next(self._numbers)}"
+
     def trial(self, command: str, *, members: t.Sequence[str] = (), **arguments: t.Any) -> Json:
         """What start_barrier would submit."""
-        number = next(self._numbers)
         given = {
             "run_id": self.run_id,
-            "trial_id": f"t{number}",
+            "trial_id": self.new_trial_id(),
             "attempt": 1,
             "members": [
                 {"name": name, "rank": rank, "command": command, "environment": {}, "links": {}}

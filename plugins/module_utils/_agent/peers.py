@@ -221,9 +221,11 @@ class TcpPeer(asyncio.Protocol):
     def send(self, line: bytes) -> None:
         if self._tls is not None and self._transport is not None and not self._transport.is_closing():
             # In pieces, because a memory BIO never gives back what it once had to hold.
+            sealed = []
             for begin in range(0, len(line), PIECE):
                 self._tls.write(line[begin : begin + PIECE])
-                self._flush()
+                sealed.append(self._to.read())
+            self._transport.write(b"".join(sealed))
 
     def _flush(self) -> None:
         if self._to.pending and self._transport is not None and not self._transport.is_closing():

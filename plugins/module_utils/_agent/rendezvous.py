@@ -64,11 +64,29 @@ class _Trial:
         self.file: t.Optional[t.BinaryIO] = None
         self.barrier: t.Optional[barrier.Barrier] = None
         self.names = {entry["name"]: entry for entry in submission["members"]}
+        self._shared: t.Dict[t.Optional[str], bytes] = {}
         self.ended = asyncio.Event()
         self.settled = asyncio.Event()
         self.timer: t.Optional[asyncio.TimerHandle] = None
         self.decided: t.List[barrier.Action] = []
         self.storing: t.Optional[asyncio.Task[None]] = None
+
+    def shared(self, site: t.Optional[str]) -> bytes:
+        """What the duties of a site's members have in common, as it is sent: above all the files, a hosts.config of all."""
+        if site not in self._shared:
+            submission = self.submission
+            self._shared[site] = wire.dump(
+                {
+                    "files": dict(submission["files"], **(submission["site_files"] or {}).get(site, {})),
+                    "collect": submission["collect"],
+                    "user": submission["user"],
+                    "timeout": submission["timeout"],
+                    "deadline": submission["deadline"],
+                    "upload": submission["evidence"] is not None,
+                    "max_clock_error": submission["max_clock_error"],
+                }
+            )
+        return self._shared[site]
 
     def result(self) -> t.Dict[str, t.Any]:
         if self.barrier is None:
@@ -208,7 +226,6 @@ class Rendezvous:
 
     async def _compare_clock(self) -> None:
         """Ask chrony how well this host knows the time."""
-        self._compared = time.monotonic()
         try:
             process = await asyncio.create_subprocess_exec(
                 *clock.CHRONY_COMMAND, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.DEVNULL
@@ -229,7 +246,9 @@ class Rendezvous:
 
     def clock_bound(self) -> t.Optional[int]:
         """The bound of `_clock`, and it is asked anew for the next time."""
-        if time.monotonic() - self._compared > COMPARE_AGAIN:
+        now = time.monotonic()
+        if now - self._compared > COMPARE_AGAIN:
+            self._compared = now  # already here: a thousand may ask before the task has begun
             self._spawn(self._compare_clock())
         found = self._clock()
         return found and found.bound_ns
@@ -410,28 +429,25 @@ class Rendezvous:
             trial, action = self._duties[0]
             peer = self._peers.get(action.member)
             if peer is not None and trial.barrier is not None and trial.barrier.phase == "gathering":
-                peer.send(wire.encode("prepare", epoch=trial.epoch, duty=self._duty(trial, action)))
+                peer.send(self._prepare(trial, action))
             self._duties.popleft()
 
-    def _duty(self, trial: _Trial, action: barrier.Prepare) -> t.Dict[str, t.Any]:
+    def _prepare(self, trial: _Trial, action: barrier.Prepare) -> bytes:
+        """The message with a member's duty (`wire.DUTY`)."""
         entry, submission, reference = trial.names[action.member], trial.submission, self._clock()
-        own = (submission["site_files"] or {}).get(entry["site"], {})
-        return {
-            "rank": entry["rank"],
-            "command": entry["command"],
-            "environment": entry["environment"],
-            "files": dict(submission["files"], **own),
-            "links": dict(submission["links"], **(entry["links"] or {})),
-            "collect": submission["collect"],
-            "user": submission["user"],
-            "timeout": submission["timeout"],
-            "patience": action.patience,
-            "deadline": submission["deadline"],
-            "upload": submission["evidence"] is not None,
-            "reference": reference and reference.to_json(),
-            "max_clock_error": submission["max_clock_error"],
-            "network": _network(submission, entry),
-        }
+        duty = wire.dump(
+            {
+                "rank": entry["rank"],
+                "command": entry["command"],
+                "environment": entry["environment"],
+                "links": dict(submission["links"], **(entry["links"] or {})),
+                "patience": action.patience,
+                "reference": reference and reference.to_json(),
+                "network": _network(submission, entry),
+            }
+        )
+        head = wire.encode("prepare", epoch=trial.epoch)
+        return wire.merge(head, b'{"duty":' + wire.merge(duty, trial.shared(entry["site"]))[:-1] + b"}\n")
 
     def _next_turn(self) -> None:
         """Begin with the oldest trial that waits, when none is under way."""

@@ -450,6 +450,12 @@ def dump(value: t.Any) -> bytes:
     return json.dumps(value, separators=(",", ":"), allow_nan=False).encode("ascii") + b"\n"
 
 
+def merge(*lines: bytes) -> bytes:
+    """One object of several that were dumped, each with fields of its own: what is the same for many need not be dumped
+    for each."""
+    return b"{" + b",".join(line[1:-2] for line in lines) + b"}\n"
+
+
 class Lines:
     """Cuts a stream into lines; refuses a line over the limit before it is complete, so that memory stays bounded."""
 

@@ -10,12 +10,15 @@ from unittest import mock
 import pytest
 import yaml
 from ansible.errors import AnsibleActionFail, AnsibleConnectionFailure
+from ansible.module_utils.common.arg_spec import ArgumentSpecValidator
 from ansible.parsing.dataloader import DataLoader
 from ansible.playbook.task import Task
 from ansible.template import Templar
 
 from ansible_collections.startline.lab.plugins.action import start_barrier
+from ansible_collections.startline.lab.plugins.module_utils._agent import barrier, wire
 from ansible_collections.startline.lab.plugins.modules import start_barrier as documented
+from ansible_collections.startline.lab.plugins.plugin_utils import _barrier_call
 
 ARGUMENTS: dict[str, t.Any] = {
     "run_id": "run-1",
@@ -152,3 +155,25 @@ def test_the_documentation_has_the_arguments_that_are_checked() -> None:
     documentation = yaml.safe_load(documented.DOCUMENTATION)
     assert {"roster", "dropped", "barriers"} <= yaml.safe_load(documented.RETURN).keys()
     assert flat(documentation["options"], "suboptions") == flat(start_barrier.ARGUMENT_SPEC, "options")
+
+
+def submission(arguments: dict[str, t.Any]) -> dict[str, t.Any]:
+    """What is submitted of a task's arguments."""
+    validated = ArgumentSpecValidator(start_barrier.ARGUMENT_SPEC).validate(arguments)
+    assert not validated.error_messages
+    return _barrier_call.submission(
+        {name: value for name, value in validated.validated_parameters.items() if name != "wait"}
+    )
+
+
+def test_the_examples_are_what_it_takes() -> None:
+    for play in yaml.safe_load(documented.EXAMPLES):
+        _barrier_call.check(submission({**play["tasks"][0]["startline.lab.start_barrier"], "run_id": "run-1"}))
+
+
+def test_the_documentation_has_what_is_returned() -> None:
+    trial = wire.checked(submission(ARGUMENTS), wire.SUBMISSION, "trial")
+    result = barrier.Barrier(trial, barrier.Now(0.0, 0)).result()
+    returned = yaml.safe_load(documented.RETURN)
+    assert set(returned) == {*result, "msg", "evidence", "waited_at_most_s"}
+    assert set(returned["members"]["sample"]["party-0"]) == set(result["members"]["a-0"])

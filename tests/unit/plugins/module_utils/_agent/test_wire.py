@@ -88,6 +88,13 @@ def test_nothing_but_a_wire_error_comes_of_garbage(value: t.Any, kind: str) -> N
             wire.check(message, wire.FROM_MEMBER)
 
 
+@given(st.lists(st.dictionaries(st.text(), st.text() | st.integers() | st.booleans(), min_size=1), min_size=1))
+def test_merged_lines_are_one_object(parts: list[dict[str, t.Any]]) -> None:
+    own = [{f"{number}{name}": value for name, value in part.items()} for number, part in enumerate(parts)]
+    (line,) = wire.Lines().feed(wire.merge(*map(wire.dump, own)))
+    assert wire.decode(line) == {name: value for part in own for name, value in part.items()}
+
+
 @given(st.binary(max_size=300), st.lists(st.integers(1, 50), min_size=1, max_size=20))
 def test_lines_do_not_depend_on_how_they_are_cut(data: bytes, cuts: list[int]) -> None:
     lines, found, rest = wire.Lines(), [], data
