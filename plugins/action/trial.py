@@ -10,7 +10,7 @@ from ansible.errors import AnsibleActionFail
 from ansible.plugins.action import ActionBase
 
 from ansible_collections.startline.lab.plugins.action import start_barrier
-from ansible_collections.startline.lab.plugins.plugin_utils import _barrier_call, _trial
+from ansible_collections.startline.lab.plugins.plugin_utils import _barrier_call, _network_check, _trial
 from ansible_collections.startline.lab.plugins.plugin_utils._errors import StartlineError
 from ansible_collections.startline.lab.plugins.plugin_utils._plan import check_format
 
@@ -23,6 +23,7 @@ ARGUMENT_SPEC: dict[str, t.Any] = {
     "bucket": {"type": "str"},
     "region": {"type": "str"},
     "endpoint_url": {"type": "str"},
+    "checks": {"type": "dict", "default": {}},
     "wait": start_barrier.ARGUMENT_SPEC["wait"],
 }
 
@@ -41,13 +42,24 @@ class ActionModule(start_barrier.ActionModule):
             raise AnsibleActionFail(str(error)) from error
 
     def _trial(
-        self, plan: dict[str, t.Any], trial_id: str, attempt: int, hosts: dict[str, t.Any], wait: str, **where: t.Any
+        self,
+        plan: dict[str, t.Any],
+        trial_id: str,
+        attempt: int,
+        hosts: dict[str, t.Any],
+        checks: dict[str, t.Any],
+        wait: str,
+        **where: t.Any,
     ) -> dict[str, t.Any]:
         check_format(plan)
         trial = _trial.find(plan, trial_id)
+        network = _network_check.for_trial(plan, trial, checks)
+        shaped = _network_check.with_delays(plan, trial["network"], network["delays"]) if network else plan
         formation = _trial.Formation.planned(plan, trial)
         while True:
-            composed = _trial.compose_trial(plan, trial, hosts, attempt=attempt, formation=formation, **where)
+            composed = _trial.compose_trial(
+                shaped, trial, hosts, attempt=attempt, formation=formation, network_check=network, **where
+            )
             submission = _barrier_call.submission(composed)
             self.check(submission)
             if self._task.check_mode:

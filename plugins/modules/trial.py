@@ -58,6 +58,13 @@ options:
   endpoint_url:
     description: Endpoint of S3 as the hosts see it. Without it, that of AWS.
     type: str
+  checks:
+    description:
+      - What M(startline.lab.network_check) has measured, by network. The trial's own goes into C(trial.json); a network that is
+        off makes the trial degraded, or does not let it start, as the experiment says.
+      - A trial whose network the plan wants to be checked and that is not here is told to be unchecked.
+    type: dict
+    default: {}
   wait:
     description:
       - Returns when all commands have ended (V(exited)), so that the next trial can start while evidence is on its way, or when
@@ -67,6 +74,7 @@ options:
     default: delivered
 seealso:
   - module: startline.lab.start_barrier
+  - module: startline.lab.network_check
   - plugin: startline.lab.trials
     plugin_type: filter
 """

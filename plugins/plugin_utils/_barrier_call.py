@@ -49,7 +49,7 @@ def submission(arguments: t.Mapping[str, t.Any]) -> dict[str, t.Any]:
     } or None
     trial["user"] = arguments.get("user") or None
     # What only one of the actions that submit trials says.
-    return {"form": False, "formed_from": None, "delivery_deadline": DELIVERY_DEADLINE, **trial}
+    return {"form": False, "formed_from": None, "network_check": None, "delivery_deadline": DELIVERY_DEADLINE, **trial}
 
 
 def check(trial: t.Mapping[str, t.Any]) -> None:

@@ -33,6 +33,7 @@ import time
 import typing as t
 
 from ansible_collections.startline.lab.plugins.module_utils._agent import mailbox
+from ansible_collections.startline.lab.plugins.plugin_utils import _network_check
 from ansible_collections.startline.lab.plugins.plugin_utils._aws import is_aws_error
 from ansible_collections.startline.lab.plugins.plugin_utils._errors import StartlineError, listed
 
@@ -247,6 +248,8 @@ def judge_trial(
         started = [name for name in candidates if isinstance(roster, list) and name in roster]
         problems += _too_few(plan, trial, started)
         expected = tuple(started) or expected
+        for fault, reason in _network_faults(plan, trial, result):
+            (problems if fault else doubts).append(reason)
     strangers = sorted(set(rows) - set(candidates))
     if strangers:
         problems.append(f"trial.json names members that the plan does not: {listed(strangers)}")
@@ -285,6 +288,24 @@ def judge_trial(
         missing,
         changed,
     )
+
+
+def _network_faults(plan: Json, trial: Json, result: Json) -> list[tuple[bool, str]]:
+    """What speaks against the network that a trial had, by what is recorded of its measurement; True makes it invalid."""
+    check = next((check for check in plan["checks"] if check["network"] and check["network"] == trial["network"]), None)
+    if check is None or result.get("outcome") != "completed":
+        return []
+    refuse = plan["network_check"]["on_deviation"] == "refuse"
+    network = result.get("network")
+    if not isinstance(network, dict) or network.get("network") != trial["network"]:
+        return [(refuse, f"network: {trial['network']} was not measured")]
+    try:
+        judged = _network_check.verdict(network)
+    except _network_check.ProbeError as exc:
+        return [(refuse, f"network: {exc}")]
+    if check["probes"] and not network["pairs"] and not judged["reasons"]:
+        return [(refuse, f"network: no pair of {trial['network']} was measured")]
+    return [(judged["verdict"] == "invalid", f"network: {reason}") for reason in judged["reasons"]]
 
 
 def _members(result: Json) -> dict[str, Json]:
@@ -397,7 +418,8 @@ def manifest(
     for stored in sorted(objects, key=lambda item: item.key):
         size, sha256 = digests.get(stored.key, (stored.size, None))
         entry: dict[str, t.Any] = {"key": stored.key, "size": size, "sha256": sha256}
-        if stored.attempt and counting.get(stored.attempt[0]) != stored.attempt[1]:
+        # Checks of the network are no trials of the plan; each was believed by the trials that followed it.
+        if stored.attempt and counting.get(stored.attempt[0], stored.attempt[1]) != stored.attempt[1]:
             entry["superseded"] = True
         listing.append(entry)
     return {
@@ -575,15 +597,15 @@ class Store:
     def uri(self) -> str:
         return f"s3://{self._bucket}/{self._prefix}"
 
-    def objects(self) -> list[Stored]:
-        """Everything in the prefix but the barrier's letters.
+    def objects(self, below: str = "") -> list[Stored]:
+        """Everything in the run's prefix, or `below` a part of it, but the barrier's letters.
 
         Raises:
             EvidenceError: a key that would leave the local directory.
         """
         found = []
         for page in self._client.get_paginator("list_objects_v2").paginate(
-            Bucket=self._bucket, Prefix=f"{self._prefix}/"
+            Bucket=self._bucket, Prefix=f"{self._prefix}/{below}"
         ):
             for item in page.get("Contents", ()):
                 key = item["Key"][len(self._prefix) + 1 :]
@@ -603,6 +625,17 @@ class Store:
         keys = [item.key for item in self.objects()]
         last = {trial_key(trial, made[-1]) for trial, made in attempts_made(keys).items()}
         return next_attempts(plan, keys, self._read_all(sorted(last.intersection(keys))))
+
+    def next_attempt(self, trial_id: str) -> int:
+        """The first number under which nothing of a trial is stored yet."""
+        made = attempts_made(item.key for item in self.objects(f"trials/{trial_id}/"))
+        return max(made.get(trial_id, ()), default=0) + 1
+
+    def read_members(self, trial_id: str, attempt: int, members: t.Iterable[str], path: str) -> dict[str, bytes]:
+        """A file of each member, of those that delivered it."""
+        wanted = {member_key(trial_id, attempt, member, path): member for member in members}
+        keys = [item.key for item in self.objects(f"trials/{trial_id}/{attempt}/") if item.key in wanted]
+        return {wanted[key]: body for key, body in self._bodies(keys).items()}
 
     def collect(
         self,
@@ -694,9 +727,11 @@ class Store:
             pause = min(pause * 1.5, 5.0)
 
     def _read_all(self, keys: t.Iterable[str]) -> dict[str, Json | None]:
-        def read(key: str) -> tuple[str, Json | None]:
-            body = self._client.get_object(Bucket=self._bucket, Key=f"{self._prefix}/{key}")["Body"].read()
-            return key, _decode(body)
+        return {key: _decode(body) for key, body in self._bodies(keys).items()}
+
+    def _bodies(self, keys: t.Iterable[str]) -> dict[str, bytes]:
+        def read(key: str) -> tuple[str, bytes]:
+            return key, self._client.get_object(Bucket=self._bucket, Key=f"{self._prefix}/{key}")["Body"].read()
 
         with concurrent.futures.ThreadPoolExecutor(self.WORKERS) as pool:
             return dict(pool.map(read, keys))

@@ -21,8 +21,13 @@ import re
 import types
 import typing as t
 
-from ansible_collections.startline.lab.plugins.module_utils._netem import DISTRIBUTIONS, NetemError
-from ansible_collections.startline.lab.plugins.plugin_utils import _netem, _network_profile, _template
+from ansible_collections.startline.lab.plugins.module_utils._netem import DISTRIBUTIONS, NetemError, parse_percent
+from ansible_collections.startline.lab.plugins.plugin_utils import (
+    _netem,
+    _network_check,
+    _network_profile,
+    _template,
+)
 from ansible_collections.startline.lab.plugins.plugin_utils._document import (
     Document,
     Path,
@@ -181,6 +186,16 @@ def _parameter(value: t.Any) -> Scalar | list[Scalar]:
     return t.cast("Scalar | list[Scalar]", value)
 
 
+def _percent(value: t.Any) -> float:
+    try:
+        percent = parse_percent(value)
+    except NetemError as exc:
+        raise _refuse(str(exc), "A tolerance is a percentage: 2%.") from exc
+    if percent <= 0:
+        raise _refuse("nothing is measured without any error", "Give a percentage above 0: 2%.")
+    return percent
+
+
 def _text(value: t.Any) -> str:
     if not _is_scalar(value):
         raise _refuse(
@@ -292,6 +307,7 @@ _QUORUM_SCHEMA: t.Final = {
     ],
     "examples": ["75%", {"worker": 6}],
 }
+_TOLERANCE_SCHEMA: t.Final = {"type": "string", "pattern": r"^\s*\d+(\.\d+)?\s*%\s*$", "examples": ["2%"]}
 _SCALAR_SCHEMA: t.Final = {"type": ["string", "number", "boolean"]}
 _PARAMETER_SCHEMA: t.Final = {
     "anyOf": [_SCALAR_SCHEMA, {"type": "array", "items": _SCALAR_SCHEMA, "minItems": 1, "uniqueItems": True}]
@@ -328,6 +344,7 @@ Gibibytes = t.Annotated[int, pydantic.PlainValidator(_gibibytes), _Schema(_SIZE_
 Parameter = t.Annotated[Scalar | list[Scalar], pydantic.PlainValidator(_parameter), _Schema(_PARAMETER_SCHEMA)]
 Point = t.Annotated[dict[str, Scalar], pydantic.PlainValidator(_point), _Schema(_POINT_SCHEMA)]
 Quorum = t.Annotated[int | str | dict[str, int | str], pydantic.PlainValidator(_quorum), _Schema(_QUORUM_SCHEMA)]
+Percent = t.Annotated[float, pydantic.PlainValidator(_percent), _Schema(_TOLERANCE_SCHEMA)]
 Text = t.Annotated[str, pydantic.PlainValidator(_text), _Schema(_SCALAR_SCHEMA)]
 Command = t.Annotated[str, pydantic.AfterValidator(_command), _Schema({"type": "string", "minLength": 1})]
 Glob = t.Annotated[str, pydantic.AfterValidator(_glob), _Schema({"type": "string", "minLength": 1})]
@@ -606,6 +623,35 @@ class Moment(_Model):
     )
 
 
+class NetworkTolerance(_Model):
+    """How far what is measured of the network may be off, besides what chance explains."""
+
+    rtt: Percent = pydantic.Field(default=2.0, description="Of the round trip time; 0.5 ms in any case.")
+    jitter: Percent = pydantic.Field(default=25.0, description="Of the jitter; 0.3 ms in any case.")
+    loss: Percent = pydantic.Field(default=0.1, description="Share of the packets that may be lost more, or less.")
+    rate: Percent = pydantic.Field(default=5.0, description="Of the rate.")
+
+
+class NetworkCheck(_Model):
+    """The measurement of the network before the trials, and what follows when it is not the one that was asked for."""
+
+    enabled: bool = pydantic.Field(default=True, description="Whether the network is measured.")
+    pairs: t.Annotated[int, pydantic.Field(ge=1)] = pydantic.Field(
+        default=_network_check.ALL_PAIRS,
+        description="How many pairs of hosts are measured at most. Of more, a sample with every kind of link.",
+    )
+    on_deviation: t.Literal["mark", "refuse"] = pydantic.Field(
+        default="mark", description="A network that is off: mark its trials as degraded, or refuse to start them."
+    )
+    compensate: bool = pydantic.Field(
+        default=False,
+        description="Whether round trips are asked for with what is there already, instead of added to it.",
+    )
+    tolerance: NetworkTolerance = pydantic.Field(
+        default_factory=NetworkTolerance, description="How far off is right, besides what chance explains."
+    )
+
+
 class ExperimentFile(_Model):
     """One experiment: what runs, where, with which parameters."""
 
@@ -669,6 +715,9 @@ class ExperimentFile(_Model):
     )
     timeline: list[Moment] = pydantic.Field(
         default=[], description="What changes while a trial runs, in the order of time."
+    )
+    network_check: NetworkCheck = pydantic.Field(
+        default_factory=NetworkCheck, description="How the network is measured, and what follows when it is off."
     )
     barrier: Barrier = pydantic.Field(default_factory=Barrier, description="When a trial may start, and when it stops.")
     collect: list[Glob] = pydantic.Field(
@@ -1123,6 +1172,8 @@ def _check_timeline(spec: ExperimentFile, document: Document, names: _Names) -> 
 def _check_network(
     spec: ExperimentFile, document: Document, names: _Names, source: str, exists: t.Callable[[str], bool]
 ) -> t.Iterator[Problem]:
+    if "network_check" in document.data and not (document.data.get("network") or document.data.get("timeline")):
+        yield document.problem(("network_check",), "there is no network to check", "Give the network, or remove this.")
     ends = (_netem.ALL, *names.groups, *names.sites)
     for path, one, other, link in spec.network_rules(names.items("timeline", spec.timeline)):
         for end, where in ((one, path[:-1]), (other, path)):

@@ -1,18 +1,21 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Whether the network is the one that was asked for: which pairs to probe, what the tools said, and the judgement.
 
-How a stage uses it: `plan_probes` before the trial, `rounds` to run them without disturbing each other, on each source
-`ping_command` (and `rate_command`, with ``iperf3 --server`` at the target), once before rules are in force (the
-baseline) and once after; `parse_fping`, `parse_ping` and `parse_iperf3` read the outputs; `judge` compares one pair, and
-`report` makes of all pairs the part ``network`` of trial.json. Pure: nothing here runs anything. This util is PRIVATE to
-the collection.
+The plan has a *check* for every network, and one without rules before them, the baseline (`plan_checks`). A check runs as a
+trial behind the same barrier: `compose_check` gives every member its program of `schedule`, which
+``startline-agent probe`` carries out. What the members printed becomes measurements (`read_outputs`), which `judge` compares
+with what was asked, pair by pair; `report` makes of all pairs what trial.json has as ``network``. Pure: nothing here runs
+anything. This util is PRIVATE to the collection.
 
 A ping meets both directions. Delays add up, variances of the jitter add up, and a packet survives if it survives twice.
+A rate belongs to a host and a link, so one probe from each host on each link says all of it.
 """
 
 from __future__ import annotations
 
+import collections
 import dataclasses
+import functools
 import hashlib
 import itertools
 import json
@@ -22,17 +25,49 @@ import statistics
 import typing as t
 
 from ansible_collections.startline.lab.plugins.module_utils import _netem as tc
+from ansible_collections.startline.lab.plugins.module_utils._agent import probe as host_program
 from ansible_collections.startline.lab.plugins.plugin_utils import _netem
 from ansible_collections.startline.lab.plugins.plugin_utils._errors import StartlineError
 
 FORMAT: t.Final = "startline-network/1"
+#: The check that is made before any rules are in force.
+BASELINE: t.Final = "baseline"
+#: What a member runs, and the file that tells it what.
+PROGRAM: t.Final = "probes.json"
+COMMAND: t.Final = f"exec /usr/bin/startline-agent probe {PROGRAM}"
+#: What the hosts need for it.
+PACKAGES: t.Final = ("fping", "iperf3")
 #: Probe every pair up to this many; sample where there are more.
 ALL_PAIRS: t.Final = 45
+#: Packets to a target: as a rule; where they go in rounds, or no rules are in force; and at least, where they have to
+#: follow slowly.
 PINGS: t.Final = 200
+FEWER_PINGS: t.Final = 100
+LEAST_PINGS: t.Final = 50
+#: Milliseconds between two packets to a target, as a rule and in rounds, and between any two that a host sends.
 PING_INTERVAL_MS: t.Final = 10
-RATE_SECONDS: t.Final = 3
+PING_ROUND_INTERVAL_MS: t.Final = 5
+PING_SPACING_MS: t.Final = 1
+#: Round-trip jitters between two packets: one in a thousand then waits for the one in front of it.
+PING_ORDER: t.Final = 3
+#: Milliseconds that a round of pings should not exceed.
+PING_ROUND_MS: t.Final = 6000
+#: Bits of a ping on the wire, and the share of a rate that pings may take.
+PING_BITS: t.Final = 98 * 8
+PING_LOAD: t.Final = 0.2
+RATE_SECONDS: t.Final = 2
+#: First port of the servers that rates are measured to.
+RATE_PORT: t.Final = 5201
 #: Where packets are lost TCP finds what loss and round trip leave it; a flow of more than the rate finds the rate.
-OFFERED: t.Final = 1.2
+OFFERED: t.Final = 1.5
+#: Bytes that one TCP connection can have under way with the usual limits of its buffers.
+TCP_WINDOW: t.Final = 2_000_000
+#: Full frames that a rate is measured with at least, and seconds that no rate is worth more of.
+RATE_FRAMES: t.Final = 100
+RATE_SECONDS_MOST: t.Final = 15
+#: Seconds between two steps, in which processes start and end; and that a tool has beyond its time before it is ended.
+START_SLACK: t.Final = 0.3
+LIMIT_SLACK: t.Final = 8.0
 #: UDP payload of a full frame, and what Ethernet, IPv4 and UDP add.
 UDP_PAYLOAD: t.Final = 1472
 UDP_HEADERS: t.Final = 42
@@ -40,6 +75,10 @@ UDP_HEADERS: t.Final = 42
 TCP_HEADERS: t.Final = 66
 #: Half of what a 99 % interval leaves out.
 TAIL: t.Final = 0.005
+#: Reasons that a report has before it says how many more there are.
+SHOWN: t.Final = 10
+
+Plan = t.Mapping[str, t.Any]
 
 
 class ProbeError(StartlineError):
@@ -48,7 +87,7 @@ class ProbeError(StartlineError):
 
 @dataclasses.dataclass(frozen=True)
 class Probe:
-    """A pair of members and what was asked for it. Times in ms, loss in %, rate in bit/s (0: none)."""
+    """A pair of members and what was asked for it. Times in ms, loss in %, rates in bit/s (0: none)."""
 
     source: str
     target: str
@@ -60,6 +99,19 @@ class Probe:
     correlation: float = 1.0
     #: The mean, where the distribution has another median.
     skewed: bool = False
+    #: How long a packet may wait for the rate, in both directions together.
+    queue: float = 0.0
+    #: The smaller rate of both directions.
+    slowest: int = 0
+    #: What is measured of this pair. A rate is asked for whether it is measured here or not.
+    pinged: bool = True
+    rated: bool = True
+    #: What lies between them, in words.
+    link: str = ""
+
+    @property
+    def pair(self) -> tuple[str, str]:
+        return self.source, self.target
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,22 +128,42 @@ class Tolerance:
     loss_percent: float = 0.1
     rate: float = 0.05
 
+    @classmethod
+    def of(cls, plan: Plan) -> Tolerance:
+        """That of an experiment."""
+        percent = plan["network_check"]["tolerance"]
+        return cls(
+            rtt=percent["rtt"] / 100,
+            jitter=percent["jitter"] / 100,
+            loss_percent=percent["loss"],
+            rate=percent["rate"] / 100,
+        )
+
 
 @dataclasses.dataclass(frozen=True)
 class Measured:
-    """What was seen of a pair: each round trip in ms, None for a lost one; the rate on the wire in bit/s, if probed."""
+    """What was seen of a pair: each round trip in ms, None for a lost one; the rate on the wire in bit/s, if probed.
 
-    round_trips: tuple[float | None, ...]
+    `ping_problem` and `rate_problem` say why something could not be measured.
+    """
+
+    round_trips: tuple[float | None, ...] = ()
     rate: float | None = None
+    ping_problem: str | None = None
+    rate_problem: str | None = None
 
     @property
     def received(self) -> list[float]:
         return [value for value in self.round_trips if value is not None]
 
 
+#: By pair.
+Results = t.Mapping[tuple[str, str], Measured]
+
+
 @dataclasses.dataclass(frozen=True)
 class Finding:
-    """One metric of one pair. `low` to `high` would have been right."""
+    """One metric of one pair. `low` to `high` would have been right. `problem` is why nothing was measured."""
 
     metric: str
     unit: str
@@ -99,57 +171,175 @@ class Finding:
     measured: float | None
     low: float
     high: float
+    problem: str | None = None
 
     @property
     def right(self) -> bool:
         return self.measured is not None and self.low <= self.measured <= self.high
 
+    @property
+    def excess(self) -> float:
+        """How far out of the range it is, in widths of half the range; infinite when nothing was measured."""
+        if self.measured is None:
+            return math.inf
+        out = max(self.low - self.measured, self.measured - self.high, 0.0)
+        return out / max((self.high - self.low) / 2, 1e-12)
+
     def __str__(self) -> str:
-        measured = "nothing was measured" if self.measured is None else f"{self.measured:.4g} {self.unit} measured"
-        return f"{self.metric}: {self.asked:.4g} {self.unit} asked, {measured} ({self.low:.4g} to {self.high:.4g} is right)"
+        asked = quantity(self.asked, self.unit)
+        if self.measured is None:
+            said = f"could not be measured ({self.problem or 'no packet came back'})"
+        else:
+            said = f"{quantity(self.measured, self.unit)} measured ({span(self.low, self.high, self.unit)} is right)"
+        return f"{self.metric}: {asked} asked, {said}"
+
+
+def quantity(value: float, unit: str) -> str:
+    """``80 ms``, ``7.96 Mbit/s``."""
+    if unit == "bit/s":
+        for size, name in ((1e9, "Gbit/s"), (1e6, "Mbit/s"), (1e3, "kbit/s")):
+            if abs(value) >= size:
+                return f"{value / size:.4g} {name}"
+    return f"{value:.4g} {unit}"
+
+
+def span(low: float, high: float, unit: str) -> str:
+    """``78.4 to 81.6 ms``."""
+    first, last = quantity(low, unit), quantity(high, unit)
+    number, _space, own = first.partition(" ")
+    return f"{number if own == last.partition(' ')[2] else first} to {last}"
 
 
 # --- which pairs ------------------------------------------------------------------------------------------------------
 
 
+def plan_checks(plan: Plan, *, seed: int, limit: int = ALL_PAIRS) -> list[dict[str, t.Any]]:
+    """The checks of a plan: of the network as it is, and of each that its trials ask for; none where none is asked for.
+
+    Args:
+        plan: what there is of it: ``members``, ``networks``, ``network_check`` and ``trials``.
+        seed: of the sample.
+        limit: pairs to probe at most.
+    """
+    checks = []
+    between: dict[frozenset[str], Probe] = {}
+    for name, network in plan["networks"].items():
+        inside = {member for trial in plan["trials"] if trial["network"] == name for member in trial["members"]}
+        members = [member["name"] for member in plan["members"] if member["name"] in inside]
+        # What changes while a trial runs is not measured; but what is there already has to be known to compensate it.
+        phases = _phases(network) if plan["network_check"]["compensate"] else [network["links"]]
+        start, *later = (plan_probes(links, members, seed=seed, limit=limit) for links in phases)
+        if start or any(later):
+            checks.append(_check(name, name, members, start))
+        pinged = [probe for probes in (start, *later) for probe in probes if probe.pinged]
+        between.update((frozenset(probe.pair), _bare(probe)) for probe in pinged)
+    if not checks:
+        return []
+    inside = {member for check in checks for member in check["members"]}
+    members = [member["name"] for member in plan["members"] if member["name"] in inside]
+    return [_check(BASELINE, None, members, list(between.values())), *checks]
+
+
+def _bare(probe: Probe) -> Probe:
+    return Probe(*probe.pair, rtt=0, jitter=0, loss=0, rate=0, rated=False)
+
+
+def _check(check_id: str, network: str | None, members: list[str], probes: list[Probe]) -> dict[str, t.Any]:
+    return {
+        "check_id": check_id,
+        "network": network,
+        "members": members,
+        "probes": [dataclasses.asdict(probe) for probe in probes],
+    }
+
+
+def off(check: t.Mapping[str, t.Any], network: t.Mapping[str, t.Any]) -> dict[str, t.Any] | None:
+    """The check of what was off by a report, to be measured once more: a host may have been held up. None where nothing
+    was.
+    """
+    wrong = {
+        (pair["from"], pair["to"]) for pair in network["pairs"] if not all(entry["right"] for entry in pair["metrics"])
+    }
+    probes = [values for values in check["probes"] if (values["source"], values["target"]) in wrong]
+    return {**check, "probes": probes} if probes else None
+
+
+def needed(plan: Plan, trials: t.Collection[str] | None) -> list[dict[str, t.Any]]:
+    """The checks that these trials (None: all) need, the baseline first; none where their network is as it is."""
+    left = [trial for trial in plan["trials"] if trials is None or trial["trial_id"] in trials]
+    networks = {trial["network"] for trial in left} - {None}
+    return [check for check in plan["checks"] if networks and check["network"] in {*networks, None}]
+
+
 def plan_probes(
-    plan: t.Mapping[str, t.Any], trial: t.Mapping[str, t.Any], *, seed: int, limit: int = ALL_PAIRS
+    links: t.Sequence[t.Mapping[str, t.Any]], members: t.Sequence[str], *, seed: int, limit: int = ALL_PAIRS
 ) -> list[Probe]:
     """The pairs to probe: all that are shaped, or a sample with every kind of link and, as far as it goes, every member.
+
+    Of rates, one from each member on each link, to a member that makes few rounds of them.
 
     The sample is a hash of seed and names, so it is the same with every release of Python.
     """
     shapes: dict[tuple[str, str], tc.Shape] = {}
-    inside = set(trial["members"])  # spares are probed when they have taken a place
-    for link in _netem.network_links(plan, trial):
-        shape, _problems = tc.parse_shape(link["shape"])
-        for pair in itertools.product(inside.intersection(link["from"]), inside.intersection(link["to"])):
-            if pair[0] != pair[1]:
-                shapes[pair] = shape
-    order = {name: position for position, name in enumerate(trial["members"])}
+    by_link: list[list[tuple[str, str]]] = []
+    inside = set(members)
+    order = {name: position for position, name in enumerate(members)}
 
     def position(pair: tuple[str, str]) -> tuple[int, int]:
         return order[pair[0]], order[pair[1]]
 
-    # One probe for both directions; but a rate belongs to one direction, so each end that has one is a source.
-    pairs = sorted(
-        (
-            pair
-            for pair in shapes
-            if shapes[pair].rate or position(pair) < position(pair[::-1]) or pair[::-1] not in shapes
-        ),
-        key=position,
+    @functools.cache
+    def drawn(name: str) -> bytes:
+        return _draw(seed, name)
+
+    for link in links:
+        shape, _problems = tc.parse_shape(link["shape"])
+        # Of thousands of members some are enough to choose from: pairs grow with their square.
+        sources, targets = (sorted(inside.intersection(link[end]), key=drawn)[: 2 * limit] for end in ("from", "to"))
+        pairs = sorted((pair for pair in itertools.product(sources, targets) if pair[0] != pair[1]), key=position)
+        shapes.update(dict.fromkeys(pairs, shape))
+        by_link += [pairs] if shape.rate else []
+    # One ping for both directions.
+    pinged = sorted(
+        (pair for pair in shapes if position(pair) < position(pair[::-1]) or pair[::-1] not in shapes), key=position
     )
-    if len(pairs) > limit:
-        pairs = sorted(_sample(pairs, shapes, seed, limit), key=position)
+    if len(pinged) > limit:
+        pinged = sorted(_sample(pinged, shapes, seed, limit), key=position)
+    rated = list(itertools.chain.from_iterable(_one_from_each(pairs) for pairs in by_link))
+    if len(rated) > limit:
+        rated = _sample(rated, shapes, seed, limit)
     nothing = tc.Shape()
-    return [_probe(pair, shapes[pair], shapes.get(pair[::-1], nothing)) for pair in pairs]
+    wanted = sorted({*pinged, *rated}, key=position)
+    return [
+        _probe(pair, shapes[pair], shapes.get(pair[::-1], nothing), pair in pinged, pair in rated) for pair in wanted
+    ]
+
+
+def _one_from_each(pairs: t.Sequence[tuple[str, str]]) -> list[tuple[str, str]]:
+    """For each source one of its targets, so that as many as can be are disjoint from each other, round by round."""
+    targets: dict[str, list[str]] = {}
+    for source, target in pairs:
+        targets.setdefault(source, []).append(target)
+    chosen = []
+    while targets:
+        busy: set[str] = set()
+        for source in list(targets):
+            free = next((name for name in targets[source] if name not in busy), None)
+            if source not in busy and free is not None:
+                chosen.append((source, free))
+                busy.update((source, free))
+                del targets[source]
+    return chosen
+
+
+def _draw(seed: int, *names: str) -> bytes:
+    return hashlib.sha256(json.dumps([seed, *names]).encode()).digest()
 
 
 def _sample(
     pairs: t.Sequence[tuple[str, str]], shapes: t.Mapping[tuple[str, str], tc.Shape], seed: int, limit: int
 ) -> list[tuple[str, str]]:
-    shuffled = sorted(pairs, key=lambda pair: hashlib.sha256(json.dumps([seed, *pair]).encode()).digest())
+    shuffled = sorted(pairs, key=lambda pair: _draw(seed, *pair))
     chosen: dict[tuple[str, str], None] = {}
     kinds: set[t.Any] = set()
     members: set[str] = set()
@@ -168,7 +358,7 @@ def _sample(
     return list(chosen)
 
 
-def _probe(pair: tuple[str, str], there: tc.Shape, back: tc.Shape) -> Probe:
+def _probe(pair: tuple[str, str], there: tc.Shape, back: tc.Shape, pinged: bool, rated: bool) -> Probe:
     return Probe(
         *pair,
         rtt=(there.delay + back.delay) / 1e6,
@@ -177,7 +367,19 @@ def _probe(pair: tuple[str, str], there: tc.Shape, back: tc.Shape) -> Probe:
         rate=there.rate,
         correlation=max(_correlation(there), _correlation(back)),
         skewed=any(shape.jitter and shape.distribution.startswith("pareto") for shape in (there, back)),
+        queue=sum(_queue(shape) for shape in (there, back)),
+        slowest=min((shape.rate for shape in (there, back) if shape.rate), default=0),
+        pinged=pinged,
+        rated=rated and there.loss < 100 and back.loss < 100,
+        link=str(there) if there == back else f"{there}; back: {back}",
     )
+
+
+def _queue(shape: tc.Shape) -> float:
+    """Milliseconds that a packet may wait for the rate."""
+    if not shape.rate:
+        return 0.0
+    return (max(2 * shape.delay, tc.LEAST_QUEUE_S * 1e9) if shape.queue is None else shape.queue) / 1e6
 
 
 def _correlation(shape: tc.Shape) -> float:
@@ -191,8 +393,15 @@ def _correlation(shape: tc.Shape) -> float:
 
 def rounds(probes: t.Sequence[Probe]) -> list[list[Probe]]:
     """Probes that may run at once: in a round, every member takes part in one at most."""
+    names = list(dict.fromkeys(name for probe in probes for name in probe.pair))
+    number = {name: position for position, name in enumerate(names)}
+
+    def diagonal(probe: Probe) -> int:
+        # All pairs of n members whose numbers have one sum modulo n are disjoint, so n rounds are enough for all.
+        return sum(number[name] for name in probe.pair) % len(names)
+
     result: list[tuple[set[str], list[Probe]]] = []
-    for probe in probes:
+    for probe in sorted(probes, key=diagonal):
         free = next((entry for entry in result if entry[0].isdisjoint((probe.source, probe.target))), None)
         if free is None:
             free = (set(), [])
@@ -202,23 +411,247 @@ def rounds(probes: t.Sequence[Probe]) -> list[list[Probe]]:
     return [members for _busy, members in result]
 
 
+# --- when -------------------------------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class Step:
+    """A tool that a member runs, `at` seconds after all are ready, `seconds` long: pings to targets, or a rate to one."""
+
+    kind: t.Literal["ping", "rate"]
+    source: str
+    probes: tuple[Probe, ...]
+    at: float
+    seconds: float
+    count: int = 0
+    interval: int = 0
+
+    @property
+    def targets(self) -> list[str]:
+        return [probe.target for probe in self.probes]
+
+
+def schedule(probes: t.Sequence[Probe], count: int = PINGS) -> list[Step]:
+    """What runs when. Pings on links without jitter go all at once; with it in rounds, for a packet that follows another
+    too soon waits for it, whoever sent it; rates in rounds too, for they would share what they measure.
+    """
+    steps: list[Step] = []
+    at = 0.0
+    pinged = [probe for probe in probes if probe.pinged]
+    still = [probe for probe in pinged if not probe.jitter]
+    for together in [still] * bool(still) + rounds([probe for probe in pinged if probe.jitter]):
+        interval = _interval(together)
+        most = count if together is still else min(count, FEWER_PINGS)
+        packets = min(most, max(LEAST_PINGS, PING_ROUND_MS // interval))
+        seconds = (packets * interval + max(probe.rtt + 4 * probe.jitter for probe in together)) / 1e3 + START_SLACK
+        by_source: dict[str, list[Probe]] = {}
+        for probe in together:
+            by_source.setdefault(probe.source, []).append(probe)
+        steps += [Step("ping", source, tuple(own), at, seconds, packets, interval) for source, own in by_source.items()]
+        at += seconds
+    for together in rounds([probe for probe in probes if probe.rated and probe.rate]):
+        seconds = max(map(_rate_slot, together))
+        steps += [Step("rate", probe.source, (probe,), at, seconds) for probe in together]
+        at += seconds
+    return steps
+
+
+def duration(steps: t.Sequence[Step]) -> float:
+    """Seconds from the first step to the end of the last."""
+    return max((step.at + step.seconds for step in steps), default=0.0)
+
+
+def time_limit(check: t.Mapping[str, t.Any]) -> float:
+    """Seconds after which a check's commands are ended: it should never come to that."""
+    steps = steps_of(check)
+    return math.ceil(duration(steps) + LIMIT_SLACK + max((_patience(step) for step in steps), default=0.0) + 30)
+
+
+def probes_of(check: t.Mapping[str, t.Any]) -> list[Probe]:
+    """The probes of one of the plan's checks."""
+    return [Probe(**values) for values in check["probes"]]
+
+
+def steps_of(check: t.Mapping[str, t.Any]) -> list[Step]:
+    """Its schedule."""
+    return schedule(probes_of(check), FEWER_PINGS if check["network"] is None else PINGS)
+
+
+def _interval(probes: t.Sequence[Probe]) -> int:
+    """Milliseconds between two packets of a pair, when all these are pinged at once."""
+    busy = collections.Counter(name for probe in probes for name in probe.pair)
+    most = max(busy.values())
+    # Packets keep their order: one that follows too soon waits for a late one in front of it.
+    order = max(PING_ORDER * probe.jitter for probe in probes)
+    # Pings must not fill the queue of a slow link.
+    slowest = min((probe.slowest for probe in probes if probe.slowest), default=0)
+    load = most * PING_BITS * 1000 / (PING_LOAD * slowest) if slowest else 0
+    # Alone on its link a packet may follow sooner, so that rounds are short.
+    least = PING_ROUND_INTERVAL_MS if order else max(PING_INTERVAL_MS, most * PING_SPACING_MS)
+    return math.ceil(max(least, order, load))
+
+
+def _rate_slot(probe: Probe) -> float:
+    """Seconds that iperf3 needs: the test, and its control connection's round trips before and after."""
+    trips = 9 * probe.rtt + 3 * probe.queue
+    return START_SLACK + trips / 1e3 + sum(_rate_seconds(probe))
+
+
+def _rate_seconds(probe: Probe) -> tuple[int, int]:
+    """How long iperf3 sends without counting, and counting.
+
+    TCP doubles what it has under way each round trip until the link is full, from ten segments.
+    """
+    doublings = math.log2(max(2.0, probe.rate * probe.rtt / 1e3 / (10 * 12_000)))
+    fill = math.ceil((2 + doublings) * probe.rtt / 1e3)
+    counted = max(RATE_SECONDS, math.ceil(RATE_FRAMES * 12_112 / probe.rate))
+    return min(max(1, fill), RATE_SECONDS_MOST), min(counted, RATE_SECONDS_MOST)
+
+
+def _patience(step: Step) -> float:
+    return max(2 * probe.rtt + 10 * probe.jitter + probe.queue for probe in step.probes) / 1e3 + 1
+
+
+# --- as a trial -------------------------------------------------------------------------------------------------------
+
+
+def trial_id(check: t.Mapping[str, t.Any]) -> str:
+    """The name of a check as a trial. Those of a plan end in their repeat, so none is named like it."""
+    return f"check-{check['check_id']}"
+
+
+def compose_check(
+    plan: Plan, check: t.Mapping[str, t.Any], hosts: _netem.Hosts, *, run_id: str, attempt: int, evidence: t.Any
+) -> dict[str, t.Any]:
+    """The arguments of start_barrier for a check: as many as can take part measure what they can.
+
+    Args:
+        plan: the plan.
+        check: one of its checks.
+        hosts: by member; ``address`` is where the others reach it. Members without one are passed over.
+        run_id: the run.
+        attempt: of this check.
+        evidence: where the measurements are delivered, as start_barrier takes it.
+
+    Raises:
+        StartlineError: there are not two members to measure between.
+    """
+    addresses = {name: str(hosts[name]["address"]) for name in check["members"] if hosts.get(name, {}).get("address")}
+    if len(addresses) < 2:
+        raise StartlineError(f"{trial_id(check)}: no two hosts of {check['network'] or 'the fleet'} have an address")
+    deadline = plan["barrier"]["deadline"]
+    steps = [
+        dataclasses.replace(step, probes=there)
+        for step in steps_of(check)
+        if step.source in addresses
+        for there in [tuple(probe for probe in step.probes if probe.target in addresses)]
+        if there
+    ]
+    names = list(addresses)
+    # The network as it is at the start, and none for the baseline.
+    start = {name: {**network, "timeline": []} for name, network in plan["networks"].items()}
+    trial = {"members": names, "spares": [], "network": check["network"]}
+    shaped = _netem.host_networks({**plan, "networks": start}, trial, hosts)
+    return {
+        "run_id": run_id,
+        "trial_id": trial_id(check),
+        "attempt": attempt,
+        "members": [
+            {"name": name, "rank": rank, "command": COMMAND, "environment": {}, **shaped.of.get(name, {})}
+            for rank, name in enumerate(names)
+        ],
+        "networks": shaped.networks,
+        "files": {PROGRAM: json.dumps(program(steps, addresses, names, deadline), separators=(",", ":"))},
+        "links": {},
+        "deadline": deadline,
+        "timeout": time_limit(check) + deadline,
+        "seats": [{"members": names, "seats": len(names), "least": 2}],
+        "grace": plan["barrier"]["grace"],
+        "on_early_exit": "continue",
+        # Nothing here depends on one clock for all: the members meet.
+        "max_clock_error": 3600.0,
+        "on_clock_error": "mark",
+        "collect": [],
+        "evidence": evidence,
+    }
+
+
+def absent(check: t.Mapping[str, t.Any], result: t.Mapping[str, t.Any]) -> dict[str, str]:
+    """Of the members of a check that measured nothing, why; from its trial.json."""
+    rows = result.get("members") or {}
+    if result.get("outcome") != "completed":
+        return dict.fromkeys(
+            check["members"], f"measured nothing: {'; '.join(result.get('reasons') or ['nobody knows why'])}"
+        )
+    found = {}
+    for name in check["members"]:
+        row = rows.get(name)
+        if row is None:
+            found[name] = "has no address"
+        elif row.get("role") != "starter":
+            found[name] = f"did not take part ({row.get('state')})"
+        elif row.get("exit_code") != 0:
+            found[name] = f"could not measure: {row.get('reason') or row.get('state')}"
+    return found
+
+
 # --- the tools --------------------------------------------------------------------------------------------------------
 
 
-def ping_command(address: str, probe: Probe, count: int = PINGS) -> list[str]:
+def program(
+    steps: t.Sequence[Step], addresses: t.Mapping[str, str], members: t.Sequence[str], ready: float
+) -> dict[str, t.Any]:
+    """What ``startline-agent probe`` reads.
+
+    Args:
+        steps: of `schedule`.
+        addresses: of the members by name, where others reach them.
+        members: all who take part.
+        ready: seconds that they have to get ready.
+    """
+    own: dict[str, dict[str, t.Any]] = {name: {"servers": [], "until": 0, "steps": []} for name in members}
+    for step in steps:
+        targets = {addresses[name]: name for name in step.targets}
+        limit = math.ceil(step.seconds + _patience(step) + LIMIT_SLACK)
+        if step.kind == "ping":
+            command = ping_command(list(targets), step)
+        else:
+            (target,) = step.targets
+            port = RATE_PORT + len(own[target]["servers"])
+            own[target]["servers"].append(["iperf3", "--server", "--one-off", "--forceflush", "--port", str(port)])
+            command = rate_command(next(iter(targets)), step.probes[0], port)
+            own[target]["until"] = max(own[target]["until"], math.ceil(step.at + limit))
+        own[step.source]["steps"].append(
+            {"kind": step.kind, "targets": targets, "at": round(step.at, 3), "limit": limit, "command": command}
+        )
+    return {"format": host_program.FORMAT, "ready": ready, "members": own}
+
+
+def ping_command(addresses: t.Sequence[str], step: Step) -> list[str]:
     """fping, because ping sends no faster than 5 a second without root in some distributions."""
-    patience = round(2 * probe.rtt + 10 * probe.jitter + 1000)
-    # Packets keep their order: one that follows too soon waits for a late one in front of it.
-    interval = max(PING_INTERVAL_MS, round(5 * probe.jitter))
-    return ["fping", "-q", "-C", str(count), "-p", str(interval), "-t", str(patience), address]
+    command = ["fping", "-q", "-C", str(step.count), "-p", str(step.interval), "-i", str(PING_SPACING_MS)]
+    return [*command, "-t", str(round(_patience(step) * 1000)), *addresses]
 
 
-def rate_command(address: str, probe: Probe, seconds: int = RATE_SECONDS) -> list[str]:
-    """iperf3 as a client. The first second, in which queues fill, does not count."""
-    command = ["iperf3", "--json", "--omit", "1", "--time", str(seconds), "--client", address]
-    if not probe.loss:
-        return command
-    return [*command, "--udp", "--bitrate", f"{probe.rate * OFFERED:.0f}", "--length", str(UDP_PAYLOAD)]
+def rate_command(address: str, probe: Probe, port: int = RATE_PORT) -> list[str]:
+    """iperf3 as a client. The first seconds, in which queues fill, do not count."""
+    omit, seconds = _rate_seconds(probe)
+    command = [
+        "iperf3",
+        "--json",
+        "--omit",
+        str(omit),
+        "--time",
+        str(seconds),
+        "--port",
+        str(port),
+        "--client",
+        address,
+    ]
+    if probe.loss:
+        return [*command, "--udp", "--bitrate", f"{probe.rate * OFFERED:.0f}", "--length", str(UDP_PAYLOAD)]
+    streams = min(16, math.ceil(probe.rate / 8 * (probe.rtt + probe.queue) / 1e3 / TCP_WINDOW))
+    return [*command, "--parallel", str(streams)] if streams > 1 else command
 
 
 def parse_fping(text: str) -> dict[str, tuple[float | None, ...]]:
@@ -235,23 +668,6 @@ def parse_fping(text: str) -> dict[str, tuple[float | None, ...]]:
     if not found:
         raise ProbeError(f"fping did not say how long its packets took: {text.strip() or 'it said nothing'}")
     return found
-
-
-def parse_ping(text: str) -> tuple[float | None, ...]:
-    """Round trips in ms from iputils' ``ping``, in the order of sending.
-
-    Raises:
-        ProbeError: it has no summary.
-    """
-    sent = re.search(r"(\d+) packets transmitted", text)
-    if not sent:
-        raise ProbeError(f"ping did not say how many packets it sent: {text.strip()[-200:] or 'it said nothing'}")
-    times: dict[int, float] = {}
-    for sequence, value in re.findall(r"icmp_seq=(\d+) .*?time=([\d.]+) ms", text):
-        times.setdefault(int(sequence), float(value))  # a duplicate comes later
-    first = min(times, default=1) if 0 not in times else 0
-    start = 0 if first == 0 else 1
-    return tuple(times.get(number) for number in range(start, start + int(sent[1])))
 
 
 def parse_iperf3(text: str, rate: int = 0) -> float:
@@ -279,7 +695,9 @@ def parse_iperf3(text: str, rate: int = 0) -> float:
             return float(end["sum_received"]["bits_per_second"] * (segment + TCP_HEADERS) / segment)
         payload = start["test_start"]["blksize"]
         on_wire = (payload + UDP_HEADERS) / payload
-        offered = end["sum"]["bits_per_second"] * on_wire
+        sent = [entry["sum"] for entry in data.get("intervals", ()) if not entry["sum"].get("omitted")]
+        # In every second: what was not sent in one cannot be carried in the next.
+        offered = min(entry["bits_per_second"] for entry in [*sent, end["sum"]]) * on_wire
         if offered < rate:
             raise ProbeError(
                 f"iperf3 sent no more than {offered / 1e6:.4g} of {rate / 1e6:.4g} Mbit/s: the host is too slow or too busy"
@@ -287,25 +705,164 @@ def parse_iperf3(text: str, rate: int = 0) -> float:
         if "sum_received" in end:
             return float(end["sum_received"]["bits_per_second"] * on_wire)
         # Releases before 3.7 have one sum, of what was sent and lost.
-        return float(offered * (1 - end["sum"]["lost_percent"] / 100))
+        return float(end["sum"]["bits_per_second"] * on_wire * (1 - end["sum"]["lost_percent"] / 100))
     except (KeyError, TypeError) as exc:
         raise ProbeError(f"iperf3's answer has no {exc}") from exc
 
 
-# --- the judgement ----------------------------------------------------------------------------------------------------
+def read_outputs(
+    probes: t.Sequence[Probe], outputs: t.Mapping[str, str | None], absent: t.Mapping[str, str]
+) -> dict[tuple[str, str], Measured]:
+    """What was measured of each probe, by its pair.
+
+    Args:
+        probes: of the check.
+        outputs: what ``startline-agent probe`` printed, by member; None or left out where there is nothing.
+        absent: of members that have nothing to say, why.
+    """
+    pings: dict[tuple[str, str], tuple[float | None, ...] | str] = {}
+    rates: dict[tuple[str, str], float | str] = {}
+    asked = {probe.pair: probe.rate for probe in probes}
+    for source in dict.fromkeys(probe.source for probe in probes):
+        for result in _results(outputs.get(source)):
+            pairs = {address: (source, name) for address, name in result["targets"].items()}
+            if result["kind"] == "ping":
+                pings.update((pairs[address], said) for address, said in _read_pings(result).items())
+            else:
+                rates.update((pair, _read_rate(result, asked.get(pair, 0))) for pair in pairs.values())
+    measured = {}
+    for probe in probes:
+        missing = next((f"{name} {absent[name]}" for name in probe.pair if name in absent), None)
+        missing = missing or f"{probe.source} printed no measurement"
+        trips, rate = pings.get(probe.pair, missing), rates.get(probe.pair, missing)
+        measured[probe.pair] = Measured(
+            () if isinstance(trips, str) else trips,
+            None if isinstance(rate, str) else rate,
+            trips if isinstance(trips, str) else None,
+            rate if isinstance(rate, str) else None,
+        )
+    return measured
 
 
-def compensated(asked_ms: float, baseline: Measured) -> float:
-    """The round trip to add so that with what is there already it makes the one asked for.
+def _read_pings(result: t.Mapping[str, t.Any]) -> dict[str, tuple[float | None, ...] | str]:
+    """Round trips by address, or why there are none."""
+    try:
+        found = parse_fping(_said(result, "errors"))
+    except ProbeError as exc:
+        return dict.fromkeys(result["targets"], str(exc))
+    return {address: found.get(address, "fping said nothing of it") for address in result["targets"]}
+
+
+def _read_rate(result: t.Mapping[str, t.Any], asked: int) -> float | str:
+    """The rate, or why there is none."""
+    try:
+        return parse_iperf3(_said(result, "output"), asked)
+    except ProbeError as exc:
+        return str(exc)
+
+
+def _results(output: str | None) -> list[dict[str, t.Any]]:
+    """The results in what a member has printed: one JSON object."""
+    try:
+        data = json.loads(output or "")
+        return list(data["results"]) if data["format"] == host_program.RESULT_FORMAT else []
+    except (ValueError, KeyError, TypeError):
+        return []
+
+
+def _said(result: t.Mapping[str, t.Any], stream: str) -> str:
+    """What a tool has printed.
 
     Raises:
-        ProbeError: there is more already.
+        ProbeError: it could not be run to its end.
     """
-    bare = _middle(baseline, False)
-    if bare is None or bare > asked_ms:
-        shown = "no packet came back" if bare is None else f"{bare:.3g} ms are there already"
-        raise ProbeError(f"a round trip of {asked_ms:g} ms cannot be made: {shown}")
-    return asked_ms - bare
+    if result["problem"] is not None:
+        raise ProbeError(result["problem"])
+    return str(result[stream])
+
+
+# --- the baseline -----------------------------------------------------------------------------------------------------
+
+
+#: By phase of a network (its start, then its timeline) and by link the delay in force; None where there is none.
+Delays = t.Sequence[t.Sequence[str | None]]
+
+
+def compensation(plan: Plan, network: str, baseline: Results) -> tuple[Delays | None, list[str]]:
+    """The delays with which, and what is there already, the links make the delays that are asked for.
+
+    What a link has already is the median over its pairs that were measured. Half of a round trip belongs to each
+    direction, all of it to the one that is delayed if only one is.
+
+    Returns:
+        The delays, or None where the experiment does not want it; and why it cannot be, by the pairs' names.
+    """
+    if not plan["network_check"]["compensate"]:
+        return None, []
+    problems: dict[str, None] = {}
+    return [_compensated(links, baseline, problems) for links in _phases(plan["networks"][network])], list(problems)
+
+
+def _phases(network: t.Mapping[str, t.Any]) -> list[list[dict[str, t.Any]]]:
+    return [network["links"], *(moment["links"] for moment in network["timeline"])]
+
+
+def _compensated(
+    links: t.Sequence[t.Mapping[str, t.Any]], baseline: Results, problems: dict[str, None]
+) -> list[str | None]:
+    shapes = [tc.parse_shape(link["shape"])[0] for link in links]
+    there: dict[int, dict[tuple[str, str], float]] = collections.defaultdict(dict)
+    for pair, measured in baseline.items():
+        bare = _middle(measured, False)
+        found = [_link_of(links, *way) for way in (pair, pair[::-1])]
+        delayed = [index for index in found if index is not None and shapes[index].delay]
+        for index in delayed if bare is not None else ():
+            there[index][pair] = (bare or 0.0) * 1e6 / len(delayed)
+    delays: list[str | None] = []
+    for index, shape in enumerate(shapes):
+        if not shape.delay:
+            delays.append(None)
+            continue
+        if not there[index]:
+            ends = f"{links[index]['from'][0]} to {links[index]['to'][-1]}"
+            problems[f"{ends}: what is there already was not measured, so that it cannot be compensated"] = None
+            delays.append(tc.format_time(shape.delay))
+            continue
+        already = statistics.median(there[index].values())
+        rest = shape.delay - round(already)
+        wrong = tc.check_shape(dataclasses.replace(shape, delay=rest)) if rest > 0 else []
+        if rest <= 0 or wrong:
+            worst, _most = max(there[index].items(), key=lambda item: item[1])
+            problem = (
+                f"{worst[0]} to {worst[1]}: {tc.format_time(shape.delay)} one way cannot be made of the "
+                f"{tc.format_time(round(already))} that are there already"
+            )
+            problems[problem + "".join(f": {message}" for _key, message in wrong)] = None
+        delays.append(tc.format_time(max(rest, 0)))
+    return delays
+
+
+def _link_of(links: t.Sequence[t.Mapping[str, t.Any]], source: str, target: str) -> int | None:
+    return next((i for i, link in enumerate(links) if source in link["from"] and target in link["to"]), None)
+
+
+def with_delays(plan: Plan, network: str | None, delays: Delays | None) -> Plan:
+    """The plan whose network has the delays of `compensation`; as it is where there are none."""
+    if not delays or network is None:
+        return plan
+    known = plan["networks"][network]
+    links, *later = (
+        [
+            {**link, "shape": {**link["shape"], "delay": delay}} if delay else link
+            for link, delay in zip(phase, own, strict=True)
+        ]
+        for phase, own in zip(_phases(known), delays, strict=True)
+    )
+    timeline = [{**moment, "links": own} for moment, own in zip(known["timeline"], later, strict=True)]
+    return {**plan, "networks": {**plan["networks"], network: {"links": links, "timeline": timeline}}}
+
+
+# --- the judgement ----------------------------------------------------------------------------------------------------
 
 
 def judge(
@@ -315,6 +872,7 @@ def judge(
     tolerance: Tolerance | None = None,
     *,
     total: bool = False,
+    of: int = 1,
 ) -> list[Finding]:
     """Compare what was measured of a pair with what was asked.
 
@@ -324,31 +882,48 @@ def judge(
         baseline: without.
         tolerance: how far off it may be.
         total: the round trip asked for includes the baseline, which was compensated; else it was added.
+        of: how many pairs are judged: of a hundred networks that are right, one may be called wrong, not one of a hundred pairs.
     """
     allowed = tolerance or Tolerance()
-    sent, received = len(measured.round_trips), measured.received
-    middle, bare = _middle(measured, probe.skewed), _middle(baseline, probe.skewed) or 0.0
-    added = None if middle is None else middle if total else middle - bare
-    room = max(allowed.rtt * probe.rtt, allowed.rtt_ms)
-    # The mean of few packets varies with their jitter.
-    room += 2.58 * probe.jitter / math.sqrt(max(1, len(received)))
-    findings = [Finding("rtt", "ms", probe.rtt, added, probe.rtt - room, probe.rtt + room)]
-    if probe.jitter:
+    findings = _judge_pings(probe, measured, baseline, allowed, total, TAIL / of) if probe.pinged else []
+    if probe.rate and probe.rated:
+        low, high = probe.rate * (1 - allowed.rate), probe.rate * (1 + allowed.rate)
+        findings.append(Finding("rate", "bit/s", probe.rate, measured.rate, low, high, measured.rate_problem))
+    return findings
+
+
+def _judge_pings(
+    probe: Probe, measured: Measured, baseline: Measured, allowed: Tolerance, total: bool, tail: float
+) -> list[Finding]:
+    findings = []
+    deviations = statistics.NormalDist().inv_cdf(1 - tail)
+    sent, received, problem = len(measured.round_trips), measured.received, measured.ping_problem
+    if probe.loss < 100:
+        middle, bare = _middle(measured, probe.skewed), _middle(baseline, probe.skewed)
+        if total and probe.rtt:
+            added = middle
+        elif bare is None:
+            added, problem = None, problem or f"without rules: {baseline.ping_problem or 'no packet came back'}"
+        else:
+            added = None if middle is None else middle - bare
+        room = max(allowed.rtt * probe.rtt, allowed.rtt_ms)
+        # The mean of few packets varies with their jitter.
+        room += deviations * probe.jitter / math.sqrt(max(1, len(received)))
+        findings.append(Finding("rtt", "ms", probe.rtt, added, max(0.0, probe.rtt - room), probe.rtt + room, problem))
+    if probe.jitter and probe.loss < 100:
         spread = None
         near = _without_hiccups(received, probe.jitter)
         if len(near) > 1:
             noise = statistics.variance(baseline.received) if len(baseline.received) > 1 else 0.0
             spread = math.sqrt(max(0.0, statistics.variance(near) - noise))
         # Of a normal distribution. A heavy tail makes the deviation of a sample vary about twice as much (kurtosis 8).
-        chance = 2.58 / math.sqrt(2 * max(1, len(received) - 1)) * (2 if probe.skewed else 1)
+        chance = deviations / math.sqrt(2 * max(1, len(received) - 1)) * (2 if probe.skewed else 1)
         room = max((allowed.jitter + chance) * probe.jitter, allowed.jitter_ms)
-        findings.append(Finding("jitter", "ms", probe.jitter, spread, probe.jitter - room, probe.jitter + room))
+        low, high = max(0.0, probe.jitter - room), probe.jitter + room
+        findings.append(Finding("jitter", "ms", probe.jitter, spread, low, high, measured.ping_problem))
     lost = 100 * (1 - len(received) / sent) if sent else None
-    low, high = loss_interval(probe.loss, sent, allowed.loss_percent, probe.correlation)
-    findings.append(Finding("loss", "%", probe.loss, lost, low, high))
-    if probe.rate:
-        low, high = probe.rate * (1 - allowed.rate), probe.rate * (1 + allowed.rate)
-        findings.append(Finding("rate", "bit/s", probe.rate, measured.rate, low, high))
+    low, high = loss_interval(probe.loss, sent, allowed.loss_percent, probe.correlation, tail)
+    findings.append(Finding("loss", "%", probe.loss, lost, low, high, measured.ping_problem))
     return findings
 
 
@@ -367,14 +942,16 @@ def _without_hiccups(times: t.Sequence[float], jitter: float) -> t.Sequence[floa
     return near if len(near) >= 0.95 * len(times) else times
 
 
-def loss_interval(percent: float, packets: int, tolerance: float, correlation: float = 1.0) -> tuple[float, float]:
-    """The shares of lost packets, in %, that 99 of 100 probes of a link with this loss would see.
+def loss_interval(
+    percent: float, packets: int, tolerance: float, correlation: float = 1.0, tail: float = TAIL
+) -> tuple[float, float]:
+    """The shares of lost packets, in %, that 99 of 100 probes of a link with this loss would see (all but 2 x `tail`).
 
     Exact binomial. Losses in bursts say less about the share: their packets count for `correlation` times fewer.
     """
     count = max(1, round(packets / correlation))
-    least = _quantile(max(0.0, percent - tolerance) / 100, count, TAIL)
-    most = _quantile(min(100.0, percent + tolerance) / 100, count, 1 - TAIL)
+    least = _quantile(max(0.0, percent - tolerance) / 100, count, tail)
+    most = _quantile(min(100.0, percent + tolerance) / 100, count, 1 - tail)
     # Half a packet on each side: with correlation the measured share lies between two of the counted ones.
     half = 0.0 if correlation == 1 else 0.5
     return 100 * max(0.0, least - half) / count, 100 * min(count, most + half) / count
@@ -396,26 +973,173 @@ def _quantile(share: float, count: int, level: float) -> int:
     return count
 
 
-def report(
-    results: t.Sequence[tuple[Probe, t.Sequence[Finding]]], *, on_deviation: t.Literal["mark", "refuse"] = "mark"
+def judge_check(
+    plan: Plan,
+    check: t.Mapping[str, t.Any],
+    measured: Results,
+    baseline: Results,
+    *,
+    attempt: int,
+    delays: Delays | None = None,
+    problems: t.Sequence[str] = (),
+    again: int = 0,
 ) -> dict[str, t.Any]:
-    """The part ``network`` of trial.json: every metric of every probed pair, the verdict, and why.
+    """The report of a check.
 
-    A deviation makes the trial degraded, or with ``refuse`` invalid; then it is not to be started.
+    Args:
+        plan: the plan.
+        check: one of its checks.
+        measured: what `read_outputs` has found.
+        baseline: the same of the check without rules.
+        attempt: of the check.
+        delays: of the links, if the baseline was compensated.
+        problems: why it cannot be; then nothing was measured.
+        again: pairs that were measured twice.
+    """
+    nothing = Measured(ping_problem="it was not measured")
+    probes = probes_of(check)
+    pinged = sum(probe.pinged for probe in probes)
+    results = [
+        (
+            probe,
+            judge(
+                probe,
+                measured.get(probe.pair, Measured(ping_problem="not measured", rate_problem="not measured")),
+                baseline.get(probe.pair) or baseline.get(probe.pair[::-1]) or nothing,
+                Tolerance.of(plan),
+                total=bool(delays),
+                of=max(1, pinged),
+            ),
+        )
+        for probe in probes
+    ]
+    return report(
+        check,
+        [] if problems else results,
+        on_deviation=plan["network_check"]["on_deviation"],
+        problems=problems,
+        delays=delays,
+        attempt=attempt,
+        again=again,
+    )
+
+
+def report(
+    check: t.Mapping[str, t.Any],
+    results: t.Sequence[tuple[Probe, t.Sequence[Finding]]],
+    *,
+    on_deviation: str = "mark",
+    problems: t.Sequence[str] = (),
+    delays: Delays | None = None,
+    attempt: int = 1,
+    again: int = 0,
+) -> dict[str, t.Any]:
+    """What becomes ``network`` in trial.json: every metric of every probed pair, the verdict, and why.
+
+    A deviation makes a trial degraded, or with ``refuse`` invalid; then it is not to be started.
+
+    Args:
+        check: of the plan.
+        results: of each probe.
+        on_deviation: mark or refuse.
+        problems: why the network cannot be made at all.
+        delays: of the links, where they are not those of the plan.
+        attempt: of the check.
+        again: pairs that were measured twice.
     """
     pairs = [
         {
             "from": probe.source,
             "to": probe.target,
+            "link": probe.link,
             "metrics": [{**dataclasses.asdict(finding), "right": finding.right} for finding in findings],
         }
         for probe, findings in results
     ]
+    found = {
+        "format": FORMAT,
+        "network": check["network"],
+        "check": {"trial_id": trial_id(check), "attempt": attempt, "again": again},
+        "on_deviation": on_deviation,
+        "problems": list(problems),
+        "delays": [list(phase) for phase in delays] if delays else None,
+        "pairs": pairs,
+    }
+    return {**found, **verdict(found)}
+
+
+def verdict(network: t.Mapping[str, t.Any]) -> dict[str, t.Any]:
+    """Verdict and reasons of a report, from its findings alone.
+
+    Raises:
+        ProbeError: it is no such report.
+    """
+    try:
+        problems = [str(problem) for problem in network["problems"]]
+        wrong = deviations(network)
+        refuse = network["on_deviation"] == "refuse"
+    except (AttributeError, KeyError, TypeError, ValueError) as exc:
+        raise ProbeError(f"what was measured of the network cannot be read: {exc!r}") from exc
+    more = [f"{len(wrong) - SHOWN} more pairs of the network are off"] if len(wrong) > SHOWN else []
+    word = "invalid" if problems or (wrong and refuse) else "degraded" if wrong else "valid"
+    return {"verdict": word, "reasons": [*problems, *wrong[:SHOWN], *more]}
+
+
+def finding(entry: t.Mapping[str, t.Any]) -> Finding:
+    """One of a report's metrics."""
+    return Finding(**{key: value for key, value in entry.items() if key != "right"})
+
+
+def deviations(network: t.Mapping[str, t.Any]) -> list[str]:
+    """One sentence a pair that is not what was asked for, the worst first."""
+    found: list[tuple[float, int, str]] = []
+    for pair in network["pairs"]:
+        wrong = [one for one in map(finding, pair["metrics"]) if not one.right]
+        if wrong:
+            by_problem: dict[str, list[str]] = {}
+            said = []
+            for one in wrong:
+                if one.measured is None and one.problem:
+                    by_problem.setdefault(one.problem, []).append(one.metric)
+                else:
+                    said.append(str(one))
+            said += [f"{', '.join(names)} could not be measured ({why})" for why, names in by_problem.items()]
+            excess = max(one.excess for one in wrong)
+            found.append((-excess, len(found), f"{pair['from']} to {pair['to']}: {'; '.join(said)}"))
+    return [text for _excess, _number, text in sorted(found)]
+
+
+def summary(reports: t.Mapping[str, t.Mapping[str, t.Any]]) -> str:
+    """One line on what was measured of all networks."""
+    pairs = sum(len({frozenset((pair["from"], pair["to"])) for pair in report["pairs"]}) for report in reports.values())
     wrong = [
-        f"{probe.source} to {probe.target}: {finding}"
-        for probe, findings in results
-        for finding in findings
-        if not finding.right
+        (frozenset((pair["from"], pair["to"])), name)
+        for name, report in reports.items()
+        for pair in report["pairs"]
+        if not all(entry["right"] for entry in pair["metrics"])
     ]
-    verdict = "valid" if not wrong else "degraded" if on_deviation == "mark" else "invalid"
-    return {"format": FORMAT, "verdict": verdict, "reasons": wrong, "pairs": pairs}
+    reasons = [reason for report in reports.values() for reason in report["reasons"]]
+    if not reasons:
+        return f"{pairs} pair{'' if pairs == 1 else 's'} as asked"
+    more = f" (and {len(reasons) - 1} more)" if len(reasons) > 1 else ""
+    noun = "pair" if pairs == 1 else "pairs"
+    return f"{len(set(wrong))} of {pairs} {noun} off: {reasons[0]}{more}" if wrong else f"{reasons[0]}{more}"
+
+
+def for_trial(
+    plan: Plan, trial: t.Mapping[str, t.Any], reports: t.Mapping[str, t.Mapping[str, t.Any]]
+) -> dict[str, t.Any] | None:
+    """What a trial's own trial.json has of the reports on the networks; None where nothing is to be measured.
+
+    The pairs of its members, or all if none of them was in the sample. What should have been measured and was not is a
+    report that says so.
+    """
+    check = next((c for c in plan.get("checks", ()) if c["network"] and c["network"] == trial["network"]), None)
+    if check is None:
+        return None
+    network, members = reports.get(check["network"]), trial["members"]
+    if network is None:
+        return judge_check(plan, check, {}, {}, attempt=1)
+    pairs = [pair for pair in network["pairs"] if pair["from"] in members and pair["to"] in members]
+    found = {**network, "pairs": pairs or network["pairs"]}
+    return {**found, **verdict(found)}

@@ -18,7 +18,13 @@ import math
 import re
 import typing as t
 
-from ansible_collections.startline.lab.plugins.plugin_utils import _netem, _network_profile, _template, _trial
+from ansible_collections.startline.lab.plugins.plugin_utils import (
+    _netem,
+    _network_check,
+    _network_profile,
+    _template,
+    _trial,
+)
 from ansible_collections.startline.lab.plugins.plugin_utils._document import Path
 from ansible_collections.startline.lab.plugins.plugin_utils._errors import ExperimentError, PlanError, Problem
 from ansible_collections.startline.lab.plugins.plugin_utils._hosts_config import version_key
@@ -123,10 +129,22 @@ def expand(experiment: Experiment, *, seed: int | None = None) -> Plan:
     ]
     regions = {name: spec.sites[name].region if name in spec.sites else None for name in sites}
     networks = _networks(experiment, points, trials, members, regions)
+    network_check = spec.network_check.model_dump(exclude={"enabled", "pairs"})
+    checks = (
+        _network_check.plan_checks(
+            {"members": members, "networks": networks, "network_check": network_check, "trials": trials},
+            seed=seed,
+            limit=spec.network_check.pairs,
+        )
+        if spec.network_check.enabled
+        else []
+    )
     # A trial that starts with others than were meant has got ready twice.
     alike = all(not trial["spares"] and sum(trial["least"].values()) == len(trial["members"]) for trial in trials)
     ready = spec.barrier.deadline * (1 if alike else 2)
-    worst_case = SETUP_ALLOWANCE + math.ceil(len(trials) * (ready + spec.timeout + TRIAL_ALLOWANCE))
+    # What is off is measured once more.
+    checking = 2 * sum(spec.barrier.deadline + _network_check.time_limit(check) + TRIAL_ALLOWANCE for check in checks)
+    worst_case = SETUP_ALLOWANCE + math.ceil(len(trials) * (ready + spec.timeout + TRIAL_ALLOWANCE) + checking)
     if spec.expires_after is not None and spec.expires_after < worst_case:
         remedy = f"Give {describe_seconds(worst_case)} or more, or leave it out."
         message = f"the hosts would power off before the end: the run may take {describe_seconds(worst_case)}"
@@ -158,6 +176,8 @@ def expand(experiment: Experiment, *, seed: int | None = None) -> Plan:
         "expires_after": spec.expires_after if spec.expires_after is not None else max(3600, 2 * worst_case + 3600),
         "collect": list(spec.collect),
         "networks": networks,
+        "network_check": network_check,
+        "checks": checks,
         "trials": trials,
     }
     plan["digest"] = digest(plan)

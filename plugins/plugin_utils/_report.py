@@ -14,6 +14,7 @@ import dataclasses
 import html
 import itertools
 import json
+import math
 import os
 import pathlib
 import tempfile
@@ -21,7 +22,7 @@ import typing as t
 
 import jinja2
 
-from ansible_collections.startline.lab.plugins.plugin_utils import _figures
+from ansible_collections.startline.lab.plugins.plugin_utils import _figures, _network_check
 from ansible_collections.startline.lab.plugins.plugin_utils._errors import StartlineError
 from ansible_collections.startline.lab.plugins.plugin_utils._evidence import (
     RUN,
@@ -99,6 +100,7 @@ def load(root: pathlib.Path) -> Results:
                 "label": point_label(row["point"]),
                 "members": result.get("members", {}),
                 "start_row": _start_row(row, result),
+                "network": result.get("network"),
             }
         )
         hosts += [meta["host"] for meta in metas if isinstance(meta.get("host"), dict)]
@@ -163,6 +165,143 @@ def _read_if_there(path: pathlib.Path) -> dict[str, t.Any]:
         return _read(path)
     except ReportError:
         return {}
+
+
+# --- the network ------------------------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class Network:
+    """What was measured of one network by one check: of each pair, the metrics as `_network_check.Finding`."""
+
+    name: str
+    attempt: int
+    again: int
+    trials: int
+    problems: tuple[str, ...]
+    pairs: tuple[tuple[str, str, str, tuple[_network_check.Finding, ...]], ...]
+
+    @property
+    def off(self) -> list[tuple[str, str, str, tuple[_network_check.Finding, ...]]]:
+        return [pair for pair in self.pairs if not all(finding.right for finding in pair[3])]
+
+    @property
+    def headline(self) -> str:
+        """``15 pairs as asked``."""
+        if self.problems:
+            return f"cannot be made: {self.problems[0]}"
+        return f"{_count_ends(self.off)} of {_pairs(self.pairs)} off" if self.off else f"{_pairs(self.pairs)} as asked"
+
+    @property
+    def kinds(self) -> list[dict[str, t.Any]]:
+        """Each metric of each kind of link: what was asked, the range of what was measured, and how many are off."""
+        found: dict[tuple[str, str], list[_network_check.Finding]] = {}
+        for _source, _target, link, findings in self.pairs:
+            for finding in findings:
+                found.setdefault((link, finding.metric), []).append(finding)
+        rows = []
+        for (link, metric), own in found.items():
+            seen = [finding for finding in own if finding.measured is not None]
+            worst = max(seen, key=lambda finding: finding.excess, default=None)
+            values = [finding.measured for finding in seen if finding.measured is not None]
+            rows.append(
+                {
+                    "link": link,
+                    "metric": metric,
+                    "asked": _network_check.quantity(own[0].asked, own[0].unit),
+                    "measured": _between(values, own[0].unit) if values else NONE,
+                    "n": len(values),
+                    "right": _network_check.span(worst.low, worst.high, worst.unit) if worst else NONE,
+                    "off": sum(not finding.right for finding in own),
+                    "findings": own,
+                }
+            )
+        return rows
+
+
+def _count_ends(pairs: t.Iterable[tuple[str, str, str, t.Any]]) -> int:
+    """Pairs, whichever way they were measured."""
+    return len({frozenset(pair[:2]) for pair in pairs})
+
+
+def _pairs(pairs: t.Iterable[tuple[str, str, str, t.Any]]) -> str:
+    return _count(_count_ends(pairs), "pair")
+
+
+def networks(results: Results) -> list[Network]:
+    """What was measured of the networks of a run, as its trials have it."""
+    found: dict[tuple[str, int], list[dict[str, t.Any]]] = {}
+    for trial in results.trials:
+        network = trial["network"]
+        try:
+            _network_check.verdict(network)
+            found.setdefault((network["network"], network["check"]["attempt"]), []).append(network)
+        except (_network_check.ProbeError, KeyError, TypeError):
+            continue  # run.json says so
+    return [_network(name, attempt, reports) for (name, attempt), reports in sorted(found.items())]
+
+
+def _network(name: str, attempt: int, reports: list[dict[str, t.Any]]) -> Network:
+    pairs = {}
+    for report in reports:
+        for pair in report["pairs"]:
+            findings = tuple(map(_network_check.finding, pair["metrics"]))
+            pairs[pair["from"], pair["to"]] = (pair["from"], pair["to"], pair["link"], findings)
+    problems = dict.fromkeys(problem for report in reports for problem in report["problems"])
+    again = reports[0]["check"].get("again", 0)
+    return Network(name, attempt, again, len(reports), tuple(problems), tuple(pairs.values()))
+
+
+def _between(values: t.Sequence[float], unit: str) -> str:
+    low, high = min(values), max(values)
+    same = _network_check.quantity(low, unit) == _network_check.quantity(high, unit)
+    return _network_check.quantity(low, unit) if same else _network_check.span(low, high, unit)
+
+
+def network_figure(results: Results) -> Drawn | None:
+    """How far each measurement is from what was asked, in what is right; None where no network was measured."""
+    rows = [
+        (f"{network.name}: {kind['metric']} {kind['asked']}", kind["findings"])
+        for network in networks(results)
+        for kind in network.kinds
+        if kind["n"]
+    ][:60]
+    if not rows:
+        return None
+    title, edge = "Network, asked and measured", 3.0
+    with _figures.figure(_row_height(len(rows)), "network") as (drawn, axes):
+        axes.axvspan(-1, 1, color=GREEN, alpha=0.15, linewidth=0)
+        for place, (_label, findings) in enumerate(rows):
+            for right, color, marker in ((True, BLUE, "o"), (False, RED, "x")):
+                values = [_position(finding) for finding in findings if finding.right is right]
+                shown = [max(-edge, min(edge, value)) for value in values if value is not None]
+                axes.plot(shown, [place] * len(shown), marker, color=color, markersize=4, alpha=0.75)
+        axes.set_yticks(range(len(rows)))
+        axes.set_yticklabels(
+            [f"{_shortened(label)} (n={len(own)})" for label, own in rows], fontsize=8 if len(rows) <= _NAMED else 5.5
+        )
+        axes.set_ylim(len(rows) - 0.4, -0.6)
+        axes.set_xlim(-edge * 1.04, edge * 1.04)
+        axes.grid(axis="y", visible=False)
+        axes.set_xlabel("away from what was asked; 1 is as far as is right")
+        handles = [
+            _figures.sign("bar", GREEN, "right"),
+            _figures.sign("o", BLUE, "a pair as asked"),
+            _figures.sign("x", RED, "a pair that is off"),
+        ]
+        drawn.legend(handles=handles, loc="outside upper right", ncols=3)
+        svg = _svg(drawn, "network", title)
+    total = sum(len(own) for _label, own in rows)
+    caption = f"n = {_count(total, 'measurement')} before the trials. What is farther off stands at the edge."
+    return Drawn(title, svg, caption)
+
+
+def _position(finding: _network_check.Finding) -> float | None:
+    if finding.measured is None:
+        return None
+    away = finding.measured - finding.asked
+    room = finding.high - finding.asked if away > 0 else finding.asked - finding.low
+    return away / room if room else math.copysign(math.inf, away) if away else 0.0
 
 
 # --- figures ----------------------------------------------------------------------------------------------------------
@@ -426,6 +565,11 @@ def summary(results: Results, *, s3_uri: str | None = None) -> str:
             f"  start     half of the hosts within {microseconds(skew['p50'])} of T, "
             f"all within {microseconds(skew['max'])} (n={skew['n']}{bound})"
         )
+    measured = {network.name: network for network in networks(results)}  # the last of each
+    if measured:
+        lines.append(f"  network   {_network_line(list(measured.values()))}")
+    elif results.plan.get("checks"):
+        lines.append("  network   was not measured")
     durations = [point for point in figures["durations"] if point["n"]]
     for point in durations[:8]:
         lines.append(f"  duration  {seconds(point['mean_s'])} at {point['label']} (mean, n={point['n']})")
@@ -441,6 +585,17 @@ def summary(results: Results, *, s3_uri: str | None = None) -> str:
     return "\n".join(lines)
 
 
+def _network_line(measured: t.Sequence[Network]) -> str:
+    bad = [network for network in measured if network.problems or network.off]
+    if not bad:
+        return f"{_count(sum(_count_ends(network.pairs) for network in measured), 'pair')} as asked"
+    text = f"{bad[0].name}: {bad[0].headline}" if len(measured) > 1 else bad[0].headline
+    if not bad[0].problems:
+        source, target, _link, findings = max(bad[0].off, key=lambda pair: max(one.excess for one in pair[3]))
+        text += f": {source} to {target}: {next(one for one in findings if not one.right)}"
+    return text + (f" (and {_count(len(bad) - 1, 'more network')})" if len(bad) > 1 else "")
+
+
 # --- the page ---------------------------------------------------------------------------------------------------------
 
 
@@ -453,7 +608,7 @@ def render(results: Results) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters.update(us=microseconds, s=seconds)
+    environment.filters.update(us=microseconds, s=seconds, quantity=_network_check.quantity, span=_network_check.span)
     axes = list(dict.fromkeys(name for trial in results.trials for name in trial["point"]))
     page = environment.get_template("report").render(
         run=results.run,
@@ -464,6 +619,8 @@ def render(results: Results) -> str:
         starts=[trial for trial in results.trials if trial["start_row"]],
         incomplete=[trial for trial in results.trials if trial["missing"] or trial["changed"]],
         drawings=[skew_figure(results), duration_figure(results), timeline_figure(results)],
+        networks=networks(results),
+        network_drawing=network_figure(results),
     )
     return page if page.endswith("\n") else f"{page}\n"
 

@@ -111,6 +111,7 @@ def compose_trial(
     bucket: str | None = None,
     region: str | None = None,
     endpoint_url: str | None = None,
+    network_check: t.Mapping[str, t.Any] | None = None,
 ) -> dict[str, t.Any]:
     """The arguments of start_barrier for one trial.
 
@@ -124,6 +125,7 @@ def compose_trial(
         bucket: where evidence goes; None keeps it on the hosts.
         region: of the bucket.
         endpoint_url: of S3 as the hosts see it; None is AWS.
+        network_check: what was measured of the trial's network.
 
     Raises:
         PlanError: a member without an address, or a template that fails; every one is named.
@@ -181,6 +183,7 @@ def compose_trial(
         "grace": plan["barrier"]["grace"],
         "form": True,
         "formed_from": list(formation.formed_from),
+        "network_check": network_check,
         "on_early_exit": plan["barrier"]["on_early_exit"],
         "max_clock_error": plan["barrier"]["max_clock_error"],
         "on_clock_error": plan["barrier"]["on_clock_error"],

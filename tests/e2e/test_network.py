@@ -5,11 +5,12 @@ from __future__ import annotations
 
 import contextlib
 import json
+import pathlib
 import typing as t
 
 import pytest
 
-from tests.support.commands import EXPERIMENTS, PROJECT
+from tests.support.commands import EXPERIMENTS, PROJECT, playbook
 from tests.support.lab import Lab, until
 
 
@@ -55,6 +56,41 @@ def test_each_trial_has_its_network_which_changes_on_its_timeline(lab: Lab) -> N
             assert network["phases"][1]["at_s"] >= 0.5
             words = json.loads((attempt / member / "meta.json").read_text())["network"]["phases"][0]["words"]
             assert f"rate {rate}mbit" in str(words)
+
+
+def read(path: pathlib.Path) -> dict[str, t.Any]:
+    return t.cast("dict[str, t.Any]", json.loads(path.read_text()))
+
+
+def metrics(trial: dict[str, t.Any]) -> dict[tuple[str, str, str], dict[str, t.Any]]:
+    """What was measured before a trial, by the ends of a pair and the metric."""
+    return {
+        (pair["from"], pair["to"], entry["metric"]): entry
+        for pair in trial["network"]["pairs"]
+        for entry in pair["metrics"]
+    }
+
+
+def test_what_is_in_force_in_a_trial_was_measured_before_it_and_is_in_the_report(lab: Lab) -> None:
+    results = PROJECT / "results" / "shaped" / lab.run_id
+    first, second = lab.members
+    for number, rate in enumerate((8, 4), 1):
+        trial = read(results / "trials" / f"rate-{rate}mbit.r1" / "1" / "trial.json")
+        assert (trial["network"]["verdict"], trial["network"]["network"]) == ("valid", f"network-{number}")
+        found = metrics(trial)
+        assert set(found) == {
+            (first, second, "rtt"), (first, second, "loss"), (first, second, "rate"), (second, first, "rate"),
+        }  # fmt: skip
+        for pair in ((first, second), (second, first)):
+            rated = found[(*pair, "rate")]
+            assert rated["asked"] == rate * 10**6
+            assert 0.9 <= rated["measured"] / rated["asked"] <= 1.1
+    checks = {entry["key"] for entry in read(results / "manifest.json")["objects"] if not entry.get("superseded")}
+    for check in ("check-baseline", "check-network-1", "check-network-2"):
+        assert f"trials/{check}/1/{first}/stdout" in checks
+    page = (results / "report.html").read_text()
+    assert f'data-pair="{second} {first} rate"' in page
+    assert "network-2: 2 pairs as asked" in page
 
 
 def test_nothing_is_left_after_the_last_trial(lab: Lab) -> None:
@@ -144,3 +180,34 @@ def test_a_host_that_reboots_has_no_rules_and_takes_part_again(lab: Lab) -> None
     assert "before" not in lab.shell(victim, "ls /run")
     assert "57a1:" not in qdiscs(lab, victim)
     assert lab.submit(shaped(lab, "true")).result()["verdict"] == "valid"
+
+
+def test_a_network_that_is_refused_starts_nobody(lab: Lab) -> None:
+    found = read(PROJECT / "results" / "shaped" / lab.run_id / "trials" / "rate-8mbit.r1" / "1" / "trial.json")[
+        "network"
+    ]
+    refused = {**found, "verdict": "invalid", "reasons": ["node-0 to node-1: rate: 8 Mbit/s asked, 2 Mbit/s measured"]}
+    result = lab.submit(shaped(lab, "true", network_check=refused)).result()
+    assert (result["outcome"], result["verdict"], result["start"]) == ("aborted", "invalid", None)
+    assert result["reasons"] == [f"network: {refused['reasons'][0]}"]
+    assert result["network"] == refused
+    assert lab.submit(shaped(lab, "true", network_check=found)).result()["verdict"] == "valid"
+
+
+def test_round_trip_loss_and_rate_are_measured_and_a_network_that_is_off_marks_its_trials(cloud: None) -> None:
+    ended = playbook("site.yml", "-e", f"exp={EXPERIMENTS / 'measured.yml'}")
+    assert ended.returncode != 0
+    assert f"{ended.run_id}: DEGRADED" in ended.output
+    results = PROJECT / "results" / "measured" / ended.run_id
+    good, off = (read(results / "trials" / f"rate-{rate}.r1" / "1" / "trial.json") for rate in ("8mbit", "9gbit"))
+    assert (good["verdict"], good["reasons"]) == ("valid", []), ended.output[-4000:]
+    found = metrics(good)
+    assert 30 <= found["node-0", "node-1", "rtt"]["measured"] <= 50
+    assert 0 < found["node-0", "node-1", "loss"]["asked"] < 4
+    assert found["node-1", "node-0", "rate"]["right"]
+    assert (off["outcome"], off["verdict"]) == ("completed", "degraded")
+    assert "network: node-" in off["reasons"][0]
+    assert "of 9000 Mbit/s: the host is too slow or too busy" in off["reasons"][0]
+    assert off["network"]["check"]["attempt"] == 2, "what is off is measured once more"
+    assert "network   network-2: 1 of 1 pair off: node-" in ended.output
+    assert "Pairs that are off" in (results / "report.html").read_text()

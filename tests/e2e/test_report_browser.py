@@ -115,6 +115,14 @@ def broken(plan: t.Any) -> syn.Objects:
     return objects | syn.aborted(plan["trials"][2], "party-2", at=syn.T0 + 6.2)
 
 
+def shaped(plan: t.Any) -> syn.Objects:
+    """A run whose network is off between some pairs; with a host that measured nothing."""
+    objects = syn.run_objects(plan)
+    off = {("party-0", "party-1"), ("party-2", "party-5")}
+    syn.put_network(objects, plan, syn.measure(plan, off, silent=["party-4"]))
+    return objects
+
+
 LONG = {"a_rather_long_parameter_name": [f"{'x' * 50}{n}" for n in range(25)], "protocol": ["normal", "corrupted"]}
 
 
@@ -125,6 +133,7 @@ LONG = {"a_rather_long_parameter_name": [f"{'x' * 50}{n}" for n in range(25)], "
         pytest.param(syn.plan(parties=8), syn.run_objects, "valid", 3, id="valid"),
         pytest.param(syn.plan(parties=8), broken, "invalid", 3, id="invalid"),
         pytest.param(syn.plan({}, 1), syn.run_objects, "valid", 3, id="one trial"),
+        pytest.param(syn.shaped(syn.plan(parties=8)), shaped, "degraded", 4, id="network"),
         pytest.param(syn.plan(LONG, 4, parties=8), syn.run_objects, "valid", 3, id="200 trials with long names"),
     ],
 )

@@ -10,6 +10,8 @@ import pathlib
 import random
 import typing as t
 
+from ansible_collections.startline.lab.plugins.plugin_utils import _network_check
+
 RUN_ID = "dkg-20261121T093000Z-3fa9"
 T0 = 1795253400.0  # 2026-11-21 09:30:00 UTC
 
@@ -38,6 +40,7 @@ def plan(
                     "members": members,
                     "spares": [],
                     "least": {"party": parties, "blockchain": 1},
+                    "network": None,
                     "timeout": 120,
                 }
             )
@@ -53,8 +56,60 @@ def plan(
         },
         "members": [{"name": name, "group": name.rpartition("-")[0]} for name in members],
         "barrier": {"deadline": 60, "max_clock_error": 0.05, "on_clock_error": "mark"},
+        "networks": {},
+        "checks": [],
         "trials": trials,
     }
+
+
+#: What lies between the members of a plan that is `shaped`, as the experiment's model makes it.
+CHECK: t.Final = {
+    "on_deviation": "mark",
+    "compensate": False,
+    "tolerance": {"rtt": 2.0, "jitter": 25.0, "loss": 0.1, "rate": 5.0},
+}
+
+
+def shaped(of: t.Mapping[str, t.Any], **shape: str) -> dict[str, t.Any]:
+    """The plan `of`, whose trials have 80 ms and 8 Mbit/s between their members, or another `shape`."""
+    names = [member["name"] for member in of["members"]]
+    shape = shape or {"delay": "40ms", "jitter": "1ms", "rate": "8mbit"}
+    link = {"from": names, "to": names, "shape": shape, "rate_per": "host"}
+    trials = [{**trial, "network": "network-1"} for trial in of["trials"]]
+    plan = {
+        **of,
+        "networks": {"network-1": {"links": [link], "timeline": []}},
+        "network_check": CHECK,
+        "trials": trials,
+    }
+    return {**plan, "checks": _network_check.plan_checks(plan, seed=7)}
+
+
+def measure(
+    of: t.Mapping[str, t.Any], off: t.Collection[tuple[str, str]] = (), silent: t.Collection[str] = ()
+) -> dict[str, t.Any]:
+    """The report on the network of a plan that is `shaped`: right but for the pairs `off`, and for hosts that say nothing."""
+    chance = random.Random(5)  # noqa: S311
+    bare, check = of["checks"]
+    measured = {}
+    for probe in _network_check.probes_of(check):
+        rtt, rate = (probe.rtt / 2, probe.rate / 2) if probe.pair in off else (probe.rtt, float(probe.rate))
+        trips = [chance.gauss(rtt + 0.2, probe.jitter) for _number in range(100)]
+        measured[probe.pair] = _network_check.Measured(tuple(trips), rate * chance.uniform(0.98, 1.01))
+        if silent and probe.source in silent:
+            problem = f"{probe.source} did not take part (absent)"
+            measured[probe.pair] = _network_check.Measured((), None, problem, problem)
+    baseline = {probe.pair: _network_check.Measured((0.2,) * 100) for probe in _network_check.probes_of(bare)}
+    return _network_check.judge_check(of, check, measured, baseline, attempt=1)
+
+
+def put_network(objects: Objects, of: t.Mapping[str, t.Any], report: t.Mapping[str, t.Any]) -> None:
+    """Let the trials have been run on the network of this report, and told so."""
+    for trial in of["trials"]:
+        own = _network_check.for_trial(of, trial, {"network-1": report}) or {}
+        reasons = [f"network: {reason}" for reason in own["reasons"]]
+        key = f"trials/{trial['trial_id']}/1/trial.json"
+        edit(objects, key, network=own, verdict=own["verdict"], reasons=reasons)
 
 
 def entry(path: str, body: bytes) -> dict[str, t.Any]:

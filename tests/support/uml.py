@@ -62,10 +62,10 @@ def missing() -> str:
     """What this machine lacks for it, as a reason to skip; empty when nothing."""
     lacking = [
         tool
-        for tool in ("linux.uml", "tc", "ip", "fping")
+        for tool in ("linux.uml", "tc", "ip", "fping", "iperf3")
         if not shutil.which(tool, path="/usr/sbin:/usr/bin:/sbin:/bin")
     ]
-    return f"needs {', '.join(lacking)} (Debian: user-mode-linux, iproute2, fping)" if lacking else ""
+    return f"needs {', '.join(lacking)} (Debian: user-mode-linux, iproute2, fping, iperf3)" if lacking else ""
 
 
 def run(program: str, *, timeout: float = 120, memory: str = "256M") -> str:

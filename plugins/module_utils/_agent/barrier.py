@@ -347,7 +347,10 @@ class Barrier:
         self._published: t.Optional[Now] = None
         self._start_steady = 0.0
         self._ended: t.Optional[Now] = None
-        self._deadline: float = now.steady + submission["deadline"]
+        #: What was measured of the network that this trial is to have.
+        self._network: t.Mapping[str, t.Any] = submission.get("network_check") or {}
+        self._refused = self._network.get("verdict") == "invalid"
+        self._deadline: float = now.steady + (0.0 if self._refused else submission["deadline"])
         #: Since when (steady) the seats could be filled, if not by those who were meant.
         self._enough_since: t.Optional[float] = None
         self._stopped: t.Optional[str] = None
@@ -531,6 +534,8 @@ class Barrier:
     def _gather(self, now: Now) -> t.List[Action]:
         """Start, give up, or wait: at once when nobody better can come, or nobody can come any more; else until the
         deadline, or until the grace is over that those who were meant have once others could start."""
+        if self._refused:
+            return self._give_up("aborted", "; ".join(_network_reasons(self._network)), now)
         over = now.steady >= self._deadline
         short = any(tally.hopeful < tally.seats.least for tally in self._tallies)
         if short or (over and any(tally.ready < tally.seats.least for tally in self._tallies)):
@@ -644,6 +649,7 @@ class Barrier:
             "formed_from": self.submission["formed_from"] or [],
             "early_exit": self._early,
             "barriers": self._named.result(_spread),
+            "network": self.submission.get("network_check"),
             "members": {name: self._row(member) for name, member in self._members.items()},
         }
 
@@ -661,6 +667,8 @@ class Barrier:
                 if filled < group.seats:
                     degraded.append(f"{filled} of {group.seats} seats filled ({_span(group.members)})")
             degraded += [f"{entry['member']} was dropped ({entry['was']})" for entry in self._changed("dropped")]
+        if self._network.get("verdict", "valid") != "valid":
+            degraded += _network_reasons(self._network)
         for member in self._roster:
             problem = self._member_problem(member)
             if problem is not None:
@@ -778,6 +786,11 @@ class Barrier:
             "behind_s": (ready_at - before) / 1e9,
             "states": {state: last.seen[state] / 1e9 for state in STATES[1:4] if state in last.seen},
         }
+
+
+def _network_reasons(network: t.Mapping[str, t.Any]) -> t.List[str]:
+    """What the check of the network has against it."""
+    return [f"network: {reason}" for reason in network["reasons"]] or ["network: it is not the one asked for"]
 
 
 def _clock_problems(report: t.Mapping[str, t.Any], limit: float) -> t.List[str]:

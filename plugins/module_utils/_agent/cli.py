@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""``startline-agent``: the agent, the rendezvous, questions to the rendezvous of this host, and waiting for others.
+"""``startline-agent``: the agent, the rendezvous, questions to the rendezvous of this host, waiting for others, and
+probing the network.
 
 PRIVATE to the collection.
 """
@@ -29,8 +30,11 @@ def main(arguments: t.Optional[t.Sequence[str]] = None) -> int:
             Agent(configuration.load(given[1] if given[1:-1] else configuration.PATH)).run()
             return 0
         options = _parse(given)
-        if options.command == "wait":  # whoever runs the command of a trial may not read the configuration
+        # Whoever runs the command of a trial may not read the configuration.
+        if options.command == "wait":
             return _wait(options.name, options.timeout)
+        if options.command == "probe":
+            return _probe(options.file)
         return _run(options, configuration.load(options.config))
     except configuration.ConfigError as error:
         return _complain(error, status=2)
@@ -67,6 +71,8 @@ def _parse(arguments: t.Sequence[str]) -> argparse.Namespace:
     wait = commands.add_parser("wait", help="inside a trial: wait until all its hosts have come to this point")
     wait.add_argument("name", help="name of the point; it may be used again and again")
     wait.add_argument("--timeout", type=float, help="seconds (default: the deadline of the start barrier)")
+    probe = commands.add_parser("probe", help="as the command of a check: measure the network, print it (JSON)")
+    probe.add_argument("file", help="what each member has to measure, and when (JSON)")
     abort = commands.choices["abort"]
     abort.add_argument("trial_id", nargs="?", help="the trial (default: the one under way)")
     abort.add_argument("--reason", default="aborted by the controller", help="what the result will say")
@@ -116,6 +122,25 @@ def _wait(name: str, timeout: t.Optional[float]) -> int:
         os._exit(0)
     except client.ClientError as error:
         return _complain(error, status=1)
+
+
+def _probe(path: str) -> int:
+    import os
+
+    from . import client, probe
+
+    def meet(limit: float) -> None:
+        report = client.wait("probes", limit, os.environ)
+        with contextlib.suppress(OSError):  # an agent that has gone needs no report
+            report()
+
+    try:
+        found = probe.run(path, os.environ.get("STARTLINE_MEMBER", ""), meet)
+    except (probe.ProbeFault, client.ClientError) as error:
+        return _complain(error, status=1)
+    json.dump(found, sys.stdout)
+    sys.stdout.write("\n")
+    return 0
 
 
 def _complain(problem: object, status: int) -> int:

@@ -185,6 +185,14 @@ def record(**fields: Check) -> Check:
     return check_record
 
 
+def network_report(value: t.Any, where: str) -> t.Dict[str, t.Any]:
+    """What was measured of a trial's network: an object of bounded size whose verdict and reasons matter here."""
+    _VERDICT(value, where)
+    if len(json.dumps(value)) > NETWORK_LIMIT:
+        raise WireError(f"{where} is longer than {NETWORK_LIMIT} bytes")
+    return dict(value)
+
+
 def relative_path(value: t.Any, where: str) -> str:
     """A path that stays below the directory it is joined to."""
     path: str = text(1024)(value, where)
@@ -259,6 +267,10 @@ NETWORK_DONE = record(
     cleared=flag,
     problem=maybe(REASON),
 )
+
+#: Bytes of the report on a trial's network.
+NETWORK_LIMIT = 1024 * 1024
+_VERDICT = record(verdict=choice("valid", "degraded", "invalid"), reasons=listing(REASON, 1000))
 
 #: What one host is asked to do.
 DUTY = record(
@@ -385,6 +397,8 @@ SUBMISSION = record(
     evidence=maybe(
         record(bucket=text(255), prefix=text(512), region=maybe(text(64)), endpoint_url=maybe(text(1024))),
     ),
+    #: What was measured of the network before. Degraded marks the trial, invalid does not let it start.
+    network_check=maybe(network_report),
 )
 
 

@@ -16,7 +16,7 @@ from ansible.template import Templar
 
 from ansible_collections.startline.lab.plugins.action import trial as action_plugin
 from ansible_collections.startline.lab.plugins.modules import trial as documented
-from ansible_collections.startline.lab.plugins.plugin_utils import _plan
+from ansible_collections.startline.lab.plugins.plugin_utils import _network_check, _plan
 from ansible_collections.startline.lab.plugins.plugin_utils._experiment import load_experiment
 
 TEXT = "groups: {a: {count: 2, spares: 1}}\ncommand: run {{ rank }} of {{ size }}\nbarrier: {quorum: 50%}\n"
@@ -87,6 +87,24 @@ def test_others_who_can_start_get_files_and_commands_of_their_own() -> None:
     assert submitted[1]["formed_from"] == [
         {"attempt": 1, "roster": ["a-0", "a-2"], "replaced": [{"member": "a-1", "was": "absent"}], "dropped": []}
     ]
+
+
+def test_a_trial_is_given_what_was_measured_of_its_network() -> None:
+    shaped = f"{TEXT}network: {{a: {{a: {{rtt: 80ms}}}}}}\n"
+    plan = _plan.expand(load_experiment(shaped, "experiments/demo.yml"))
+    report = _network_check.judge_check(
+        plan, plan["checks"][1], {}, {}, attempt=2, delays=[["30ms"]], problems=["there is more already"]
+    )
+    roles = {"a-0": "starter", "a-1": "starter", "a-2": "spare"}
+    answers = [answer(1, "completed", roles)]
+    _result, (submitted,) = run(answers, plan=plan, checks={"network-1": report})
+    assert submitted["network_check"]["reasons"] == ["there is more already"]
+    assert submitted["networks"]["n1"]["phases"][0]["rules"][0]["delay"] == "30ms"
+    answers = [answer(1, "completed", roles)]
+    _result, (submitted,) = run(answers, plan=plan)
+    assert submitted["network_check"]["verdict"] == "degraded", "what should have been measured and was not"
+    _result, (submitted,) = run([answer(1, "completed", roles)])
+    assert submitted["network_check"] is None
 
 
 def test_a_trial_that_nobody_starts_fails() -> None:

@@ -222,6 +222,63 @@ def test_evidence_is_due_from_those_who_started(tmp_path: pathlib.Path) -> None:
     assert (trial["hosts"], trial["delivered"], trial["missing"]) == (3, 3, {})
 
 
+SHAPED = syn.shaped(PLAN)
+
+
+@pytest.mark.parametrize(
+    ("off", "change", "verdict", "reason"),
+    [
+        ([], {}, "valid", ""),
+        ([("party-0", "party-1")], {}, "degraded", "network: party-0 to party-1: rtt: 80 ms asked, 40"),
+        ([], {"network": None}, "degraded", "network: network-1 was not measured"),
+        ([], {"network": {"network": "network-2"}}, "degraded", "network: network-1 was not measured"),
+        ([], {"network": {"network": "network-1", "pairs": 7}}, "degraded", "network: what was measured of the network"),
+    ],
+)  # fmt: skip
+def test_the_network_is_judged_again_from_what_was_measured(
+    tmp_path: pathlib.Path,
+    off: list[tuple[str, str]],
+    change: dict[str, t.Any],
+    verdict: str,
+    reason: str,
+) -> None:
+    objects = syn.run_objects(SHAPED)
+    syn.put_network(objects, SHAPED, syn.measure(SHAPED, off))
+    # Whatever the rendezvous has made of it.
+    syn.edit(objects, f"{FIRST}/trial.json", verdict="valid", reasons=[], **change)
+    evidence = first(collect(tmp_path / "mark", objects, SHAPED))
+    assert evidence["verdict"] == verdict
+    assert reason in "".join(evidence["reasons"])
+    refused = {**SHAPED, "network_check": {**SHAPED["network_check"], "on_deviation": "refuse"}}
+    if change:
+        assert first(collect(tmp_path / "refuse", objects, refused))["verdict"] == "invalid"
+
+
+def test_a_report_without_any_pair_is_no_measurement(tmp_path: pathlib.Path) -> None:
+    objects = syn.run_objects(SHAPED)
+    syn.put_network(objects, SHAPED, {**syn.measure(SHAPED), "pairs": []})
+    evidence = first(collect(tmp_path, objects, SHAPED))
+    assert (evidence["verdict"], evidence["reasons"]) == ("degraded", ["network: no pair of network-1 was measured"])
+
+
+def test_checks_are_listed_and_are_no_trials_of_the_plan(tmp_path: pathlib.Path) -> None:
+    objects = syn.run_objects(SHAPED)
+    syn.put_network(objects, SHAPED, syn.measure(SHAPED))
+    keys = [f"trials/check-network-1/{attempt}/party-0/stdout" for attempt in (1, 2)]
+    run = collect(tmp_path, {**objects, **dict.fromkeys(keys, b"{}")}, SHAPED)
+    assert (run["verdict"], len(run["trials"])) == ("valid", 4)
+    listing = json.loads((tmp_path / PREFIX / "manifest.json").read_text())["objects"]
+    assert [entry["key"] for entry in listing if entry["key"] in keys and not entry.get("superseded")] == keys
+
+
+def test_the_members_of_a_check_are_read_by_name(tmp_path: pathlib.Path) -> None:
+    objects = {f"trials/check-a/{n}/{m}/stdout": f"{m} {n}".encode() for n in (1, 3) for m in ("party-0", "party-1")}
+    objects["trials/check-ab/7/party-0/stdout"] = b"another"
+    held = store(syn.Bucket(PREFIX, objects), tmp_path)
+    assert [held.next_attempt(name) for name in ("check-a", "check-ab", "check-b")] == [4, 8, 1]
+    assert held.read_members("check-a", 3, ["party-1", "party-2"], "stdout") == {"party-1": b"party-1 3"}
+
+
 def test_who_was_stopped_by_an_early_exit_is_not_at_fault(tmp_path: pathlib.Path) -> None:
     objects = syn.run_objects(PLAN)
     row("party-1", exit_code=None, signal=15, stopped=True)(objects)

@@ -90,6 +90,35 @@ def test_barriers_that_cannot_be(barrier: str, path: str, message: str) -> None:
     assert found.remedy
 
 
+SHAPED = f"{MINIMAL}network: {{party: {{party: {{rtt: 80ms}}}}}}\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "path", "message"),
+    [
+        ("{tolerance: {rtt: 2}}", "network_check.tolerance.rtt", "2 has no unit"),
+        ("{tolerance: {rtt: 0%}}", "network_check.tolerance.rtt", "nothing is measured without any error"),
+        ("{tolerance: {rate: 120%}}", "network_check.tolerance.rate", "more than all"),
+        ("{tolerance: {delay: 2%}}", "network_check.tolerance.delay", "not a key"),
+        ("{on_deviation: ignore}", "network_check.on_deviation", 'must be mark or refuse, not "ignore"'),
+        ("{pairs: 0}", "network_check.pairs", "must be at least 1"),
+        ("{compensate: maybe}", "network_check.compensate", "valid boolean"),
+    ],
+)
+def test_checks_of_the_network_that_cannot_be(text: str, path: str, message: str) -> None:
+    found = only(f"{SHAPED}network_check: {text}\n")
+    assert found.path == path
+    assert message in found.message
+    assert found.remedy
+
+
+def test_a_check_needs_a_network() -> None:
+    found = only(f"{MINIMAL}network_check: {{pairs: 3}}\n")
+    assert (found.path, found.message) == ("network_check", "there is no network to check")
+    spec = load(f"{SHAPED}network_check: {{tolerance: {{rtt: 5%}}}}\n").spec
+    assert spec.network_check.tolerance.model_dump() == {"rtt": 5, "jitter": 25, "loss": 0.1, "rate": 5}
+
+
 def test_a_number_alone_is_of_one_group() -> None:
     assert load(f"{MINIMAL}barrier: {{quorum: 1}}\n").spec.barrier.quorum == 1
     found = only("groups: {party: {count: 2}, chain: {}}\ncommand: x\nbarrier: {quorum: 1}\n")

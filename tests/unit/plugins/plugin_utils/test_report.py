@@ -11,6 +11,7 @@ import typing as t
 
 import pytest
 
+from ansible_collections.startline.lab.plugins.plugin_utils import _network_check as check
 from ansible_collections.startline.lab.plugins.plugin_utils import _report
 from ansible_collections.startline.lab.plugins.plugin_utils._report import ReportError
 from tests.support import synthetic as syn
@@ -124,6 +125,42 @@ def test_who_was_last_and_why(tmp_path: pathlib.Path) -> None:
         "barrier halfway (2): nobody",
     ):
         assert words in page.text
+
+
+def test_the_network_asked_and_measured(tmp_path: pathlib.Path) -> None:
+    plan = syn.shaped(syn.plan(parties=5))
+    objects = syn.run_objects(plan)
+    syn.put_network(objects, plan, syn.measure(plan))
+    good = _report.load(syn.results(tmp_path / "good", plan, objects))
+    assert "  network   15 pairs as asked\n" in _report.summary(good)
+    page = Page(_report.render(good))
+    assert "network" in page.ids
+    text = " ".join(page.words)
+    assert "The network was measured, and is the one that was asked for." in text
+    assert "network-1: 15 pairs as asked" in text
+    assert "Pairs that are off" not in text
+    syn.put_network(objects, plan, syn.measure(plan, [("party-0", "party-1")], silent=["party-2"]))
+    off = _report.load(syn.results(tmp_path / "off", plan, objects))
+    line = next(line for line in _report.summary(off).splitlines() if line.startswith("  network"))
+    assert line.startswith("  network   4 of 15 pairs off: party-2 to party-3: rtt: 80 ms asked, could not be measured")
+    text = " ".join(Page(_report.render(off)).words)
+    assert "4 of 15 pairs off" in text
+    assert "Pairs that are off (4)" in text
+    assert "party-2 did not take part (absent)" in text
+    nothing = _report.load(syn.results(tmp_path / "nothing", plan, syn.run_objects(plan)))
+    assert "  network   was not measured\n" in _report.summary(nothing)
+    assert "network" not in Page(_report.render(nothing)).ids
+
+
+def test_a_network_that_cannot_be_made_is_said(tmp_path: pathlib.Path) -> None:
+    plan = syn.shaped(syn.plan())
+    objects = syn.run_objects(plan)
+    problem = "party-0 to party-1: 40ms one way cannot be made of the 50ms that are there already"
+    report = check.judge_check(plan, plan["checks"][1], {}, {}, attempt=1, problems=[problem])
+    syn.put_network(objects, plan, report)
+    results = _report.load(syn.results(tmp_path, plan, objects))
+    assert f"  network   cannot be made: {problem}\n" in _report.summary(results)
+    assert "network-1: cannot be made" in " ".join(Page(_report.render(results)).words)
 
 
 def test_an_invalid_run_names_what_is_missing(tmp_path: pathlib.Path) -> None:

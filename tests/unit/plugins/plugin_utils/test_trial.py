@@ -84,6 +84,7 @@ def test_the_arguments_of_start_barrier(plan: dict[str, t.Any]) -> None:
         "grace": 10,
         "form": True,
         "formed_from": [],
+        "network_check": None,
         "on_early_exit": "continue",
         "max_clock_error": 0.05,
         "on_clock_error": "mark",

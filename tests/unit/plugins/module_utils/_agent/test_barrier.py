@@ -133,6 +133,35 @@ def test_everything_goes_well() -> None:
     json.dumps(result, allow_nan=False)
 
 
+def network(verdict: str, *reasons: str) -> dict[str, t.Any]:
+    return {"verdict": verdict, "reasons": list(reasons), "pairs": []}
+
+
+def test_what_was_measured_of_the_network_is_in_the_result_and_marks_it() -> None:
+    for found, verdict, reasons in (
+        (network("valid"), "valid", []),
+        (network("degraded", "a to b: rtt"), "degraded", ["network: a to b: rtt"]),
+        (network("degraded"), "degraded", ["network: it is not the one asked for"]),
+    ):
+        scene = Scene(network_check=found)
+        scene.armed()
+        scene.now = 5
+        for state in ("fired", "exited", "delivered"):
+            scene.all_say(state)
+        result = scene.barrier.result()
+        assert (result["verdict"], result["reasons"], result["network"]) == (verdict, reasons, found)
+
+
+def test_a_network_that_is_refused_starts_nobody() -> None:
+    scene = Scene(network_check=network("invalid", "a to b: rtt", "b to a: rate"))
+    assert scene.barrier.wake_at == at(0).steady
+    assert kinds(scene.tick(0)) == ["Ended", "Settled"]
+    result = scene.barrier.result()
+    assert (result["outcome"], result["verdict"], result["start"]) == ("aborted", "invalid", None)
+    assert result["reasons"] == ["network: a to b: rtt; network: b to a: rate"]
+    assert kinds(scene.barrier.greet("a", at(0))) == ["Stop"]
+
+
 def test_the_missing_are_named_with_their_last_state() -> None:
     scene = Scene(["a", "b", "c", "d"])
     scene.connect("a", "b", "d")

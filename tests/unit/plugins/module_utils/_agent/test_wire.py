@@ -112,3 +112,21 @@ def test_a_line_over_the_limit_is_refused_before_it_ends() -> None:
         lines.feed(b"x" * 101)
     with pytest.raises(wire.WireError):
         wire.Lines(limit=100).feed(b"x" * 101 + b"\n")
+
+
+@pytest.mark.parametrize(
+    ("value", "words"),
+    [
+        ({"verdict": "valid", "reasons": []}, None),
+        ({"verdict": "good", "reasons": []}, "n.verdict is not one of valid, degraded, invalid"),
+        ({"verdict": "valid"}, "n has no reasons"),
+        ({"verdict": "valid", "reasons": [], "pairs": "x" * wire.NETWORK_LIMIT}, "n is longer than 1048576 bytes"),
+        ([], "n is not an object"),
+    ],
+)
+def test_what_was_measured_of_the_network_is_kept_as_it_is_if_it_has_a_verdict(value: t.Any, words: str | None) -> None:
+    if words is None:
+        assert wire.network_report({**value, "pairs": [1]}, "n") == {**value, "pairs": [1]}
+    else:
+        with pytest.raises(wire.WireError, match=words):
+            wire.network_report(value, "n")
