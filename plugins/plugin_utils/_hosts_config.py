@@ -26,6 +26,11 @@ def hosts_config(addresses_by_group: t.Iterable[t.Iterable[str]]) -> str:
     return "".join(f"{address}\n" for group in addresses_by_group for address in sorted(group, key=version_key))
 
 
+def behind_gateway(site: t.Mapping[str, t.Any], group: str) -> bool:
+    """Whether the hosts of a site's group have no public address, and are reached through the site's gateway."""
+    return site["gateway"] is not None and group != site["gateway"].rpartition("-")[0]
+
+
 def seen_from(
     site: str, plan: t.Mapping[str, t.Any], member: t.Mapping[str, t.Any], host: t.Mapping[str, t.Any]
 ) -> str:

@@ -11,8 +11,8 @@ import typing as t
 
 from ansible_collections.startline.lab.plugins.plugin_utils import _netem
 from ansible_collections.startline.lab.plugins.plugin_utils._errors import PlanError
-from ansible_collections.startline.lab.plugins.plugin_utils._hosts_config import version_key
-from ansible_collections.startline.lab.plugins.plugin_utils._plan import behind_gateway, site_subnets
+from ansible_collections.startline.lab.plugins.plugin_utils._hosts_config import behind_gateway, version_key
+from ansible_collections.startline.lab.plugins.plugin_utils._plan import site_subnets
 
 
 def sites(plan: t.Mapping[str, t.Any], default_region: str | None = None) -> list[dict[str, str]]:

@@ -26,7 +26,7 @@ import typing as t
 
 from ansible_collections.startline.lab.plugins.module_utils import _netem as tc
 from ansible_collections.startline.lab.plugins.module_utils._agent import probe as host_program
-from ansible_collections.startline.lab.plugins.plugin_utils import _netem
+from ansible_collections.startline.lab.plugins.plugin_utils import _hosts_config, _netem
 from ansible_collections.startline.lab.plugins.plugin_utils._errors import StartlineError
 
 FORMAT: t.Final = "startline-network/1"
@@ -217,10 +217,18 @@ def plan_checks(plan: Plan, *, seed: int, limit: int = ALL_PAIRS) -> list[dict[s
     """The checks of a plan: of the network as it is, and of each that its trials ask for; none where none is asked for.
 
     Args:
-        plan: what there is of it: ``members``, ``networks``, ``network_check`` and ``trials``.
+        plan: what there is of it: ``members``, ``sites``, ``networks``, ``network_check`` and ``trials``.
         seed: of the sample.
         limit: pairs to probe at most.
     """
+    member_of = {member["name"]: member for member in plan["members"]}
+
+    def direct(source: str, target: str) -> bool:
+        # To a host behind another site's gateway leads a tunnel for TCP. The link is measured to the gateway, and from the host.
+        site = member_of[target]["site"]
+        hidden = _hosts_config.behind_gateway(plan["sites"][site], member_of[target]["group"])
+        return member_of[source]["site"] == site or not hidden
+
     checks = []
     between: dict[frozenset[str], Probe] = {}
     for name, network in plan["networks"].items():
@@ -228,7 +236,7 @@ def plan_checks(plan: Plan, *, seed: int, limit: int = ALL_PAIRS) -> list[dict[s
         members = [member["name"] for member in plan["members"] if member["name"] in inside]
         # What changes while a trial runs is not measured; but what is there already has to be known to compensate it.
         phases = _phases(network) if plan["network_check"]["compensate"] else [network["links"]]
-        start, *later = (plan_probes(links, members, seed=seed, limit=limit) for links in phases)
+        start, *later = (plan_probes(links, members, seed=seed, limit=limit, direct=direct) for links in phases)
         if start or any(later):
             checks.append(_check(name, name, members, start))
         pinged = [probe for probes in (start, *later) for probe in probes if probe.pinged]
@@ -272,11 +280,17 @@ def needed(plan: Plan, trials: t.Collection[str] | None) -> list[dict[str, t.Any
 
 
 def plan_probes(
-    links: t.Sequence[t.Mapping[str, t.Any]], members: t.Sequence[str], *, seed: int, limit: int = ALL_PAIRS
+    links: t.Sequence[t.Mapping[str, t.Any]],
+    members: t.Sequence[str],
+    *,
+    seed: int,
+    limit: int = ALL_PAIRS,
+    direct: t.Callable[[str, str], bool] = lambda source, target: True,
 ) -> list[Probe]:
     """The pairs to probe: all that are shaped, or a sample with every kind of link and, as far as it goes, every member.
 
-    Of rates, one from each member on each link, to a member that makes few rounds of them.
+    Of rates, one from each member on each link, to a member that makes few rounds of them. Only pairs whose packets go
+    directly (`direct`) are probed.
 
     The sample is a hash of seed and names, so it is the same with every release of Python.
     """
@@ -298,10 +312,11 @@ def plan_probes(
         sources, targets = (sorted(inside.intersection(link[end]), key=drawn)[: 2 * limit] for end in ("from", "to"))
         pairs = sorted((pair for pair in itertools.product(sources, targets) if pair[0] != pair[1]), key=position)
         shapes.update(dict.fromkeys(pairs, shape))
-        by_link += [pairs] if shape.rate else []
+        by_link += [[pair for pair in pairs if direct(*pair)]] if shape.rate else []
     # One ping for both directions.
+    possible = {pair for pair in shapes if direct(*pair)}
     pinged = sorted(
-        (pair for pair in shapes if position(pair) < position(pair[::-1]) or pair[::-1] not in shapes), key=position
+        (pair for pair in possible if position(pair) < position(pair[::-1]) or pair[::-1] not in possible), key=position
     )
     if len(pinged) > limit:
         pinged = sorted(_sample(pinged, shapes, seed, limit), key=position)
@@ -536,18 +551,23 @@ def compose_check(
     Raises:
         StartlineError: there are not two members to measure between.
     """
-    addresses = {name: str(hosts[name]["address"]) for name in check["members"] if hosts.get(name, {}).get("address")}
-    if len(addresses) < 2:
+    names = [name for name in check["members"] if hosts.get(name, {}).get("address")]
+    if len(names) < 2:
         raise StartlineError(f"{trial_id(check)}: no two hosts of {check['network'] or 'the fleet'} have an address")
-    deadline = plan["barrier"]["deadline"]
+    deadline, here = plan["barrier"]["deadline"], set(names)
     steps = [
         dataclasses.replace(step, probes=there)
         for step in steps_of(check)
-        if step.source in addresses
-        for there in [tuple(probe for probe in step.probes if probe.target in addresses)]
+        if step.source in here
+        for there in [tuple(probe for probe in step.probes if probe.target in here)]
         if there
     ]
-    names = list(addresses)
+    sites = {member["name"]: member["site"] for member in plan["members"]}
+    views = {
+        site: {entry["name"]: entry["address"] for entry in _hosts_config.ranked(plan, names, hosts, site)}
+        for site in {sites[name] for name in names}
+    }
+    addresses = {name: views[sites[name]] for name in names}
     # The network as it is at the start, and none for the baseline.
     start = {name: {**network, "timeline": []} for name, network in plan["networks"].items()}
     trial = {"members": names, "spares": [], "network": check["network"]}
@@ -599,19 +619,22 @@ def absent(check: t.Mapping[str, t.Any], result: t.Mapping[str, t.Any]) -> dict[
 
 
 def program(
-    steps: t.Sequence[Step], addresses: t.Mapping[str, str], members: t.Sequence[str], ready: float
+    steps: t.Sequence[Step],
+    addresses: t.Mapping[str, t.Mapping[str, str]],
+    members: t.Sequence[str],
+    ready: float,
 ) -> dict[str, t.Any]:
     """What ``startline-agent probe`` reads.
 
     Args:
         steps: of `schedule`.
-        addresses: of the members by name, where others reach them.
+        addresses: for each member, where it reaches the others, by name.
         members: all who take part.
         ready: seconds that they have to get ready.
     """
     own: dict[str, dict[str, t.Any]] = {name: {"servers": [], "until": 0, "steps": []} for name in members}
     for step in steps:
-        targets = {addresses[name]: name for name in step.targets}
+        targets = {addresses[step.source][name]: name for name in step.targets}
         limit = math.ceil(step.seconds + _patience(step) + LIMIT_SLACK)
         if step.kind == "ping":
             command = ping_command(list(targets), step)

@@ -27,7 +27,7 @@ from ansible_collections.startline.lab.plugins.plugin_utils import (
 )
 from ansible_collections.startline.lab.plugins.plugin_utils._document import Path
 from ansible_collections.startline.lab.plugins.plugin_utils._errors import ExperimentError, PlanError, Problem
-from ansible_collections.startline.lab.plugins.plugin_utils._hosts_config import version_key
+from ansible_collections.startline.lab.plugins.plugin_utils._hosts_config import behind_gateway, version_key
 
 if t.TYPE_CHECKING:
     # For types only: whoever reads a plan, as every filter does, need not load pydantic.
@@ -132,7 +132,13 @@ def expand(experiment: Experiment, *, seed: int | None = None) -> Plan:
     network_check = spec.network_check.model_dump(exclude={"enabled", "pairs"})
     checks = (
         _network_check.plan_checks(
-            {"members": members, "networks": networks, "network_check": network_check, "trials": trials},
+            {
+                "members": members,
+                "sites": sites,
+                "networks": networks,
+                "network_check": network_check,
+                "trials": trials,
+            },
             seed=seed,
             limit=spec.network_check.pairs,
         )
@@ -569,11 +575,6 @@ def site_subnets(site: t.Mapping[str, t.Any]) -> tuple[ipaddress.IPv4Network, ..
 
 def _first(network: ipaddress.IPv4Network, prefix: int, count: int) -> tuple[ipaddress.IPv4Network, ...]:
     return tuple(itertools.islice(network.subnets(new_prefix=prefix), count))
-
-
-def behind_gateway(site: t.Mapping[str, t.Any], group: str) -> bool:
-    """Whether the hosts of a site's group have no public address, and are reached through the site's gateway."""
-    return site["gateway"] is not None and group != site["gateway"].rpartition("-")[0]
 
 
 def check_format(plan: t.Any) -> None:

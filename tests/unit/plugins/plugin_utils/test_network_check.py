@@ -69,6 +69,43 @@ def test_a_rate_is_measured_once_from_each_host_on_each_link() -> None:
     assert back.pair == ("chain-0", "party-0")
 
 
+SITES = """
+sites: {us: {region: us-east-1}, lab: {region: us-west-2, gateway: login}}
+groups: {party: {site: us, count: 2}, login: {site: lab}, worker: {site: lab, count: 2}}
+rendezvous: party
+command: run
+network: {us: {lab: {rtt: 20ms, rate: 8mbit}}}
+"""
+
+
+def test_a_host_behind_a_gateway_is_measured_by_itself_and_its_gateway() -> None:
+    plan = _plan.expand(load_experiment(SITES, "experiments/demo.yml"))
+    bare, shaped = plan["checks"]
+    found = check.probes_of(shaped)
+    assert not [probe.pair for probe in found if probe.target.startswith("worker")]
+    pinged = {frozenset(probe.pair) for probe in found if probe.pinged}
+    assert pinged == {frozenset((a, b)) for a in ("party-0", "party-1") for b in ("login-0", "worker-0", "worker-1")}
+    assert {probe.source for probe in found if probe.rated} == {member["name"] for member in plan["members"]}
+    hosts = {
+        "party-0": {"address": "10.77.0.4", "public_address": "198.18.1.1"},
+        "party-1": {"address": "10.77.0.5", "public_address": "198.18.1.2"},
+        "login-0": {"address": "10.78.0.4", "public_address": "198.18.1.3"},
+        **{
+            f"worker-{n}": {
+                "address": f"10.78.16.{4 + n}",
+                "gateway_address": "198.18.1.3",
+                "nat_address": "198.18.1.4",
+            }
+            for n in (0, 1)
+        },
+    }
+    composed = check.compose_check(plan, shaped, hosts, run_id="r", attempt=1, evidence=None)
+    steps = json.loads(composed["files"][check.PROGRAM])["members"]
+    targets = {name: {key for step in own["steps"] for key in step["targets"]} for name, own in steps.items()}
+    assert targets["party-0"] == {"198.18.1.3"}
+    assert targets["worker-0"] == {"198.18.1.1", "198.18.1.2"}
+
+
 def test_nothing_is_sent_through_a_link_that_loses_all() -> None:
     (probe,) = (p for p in probes("{party-0: {party-1: {rate: 1mbit, loss: 100%, oneway: true}}}") if p.pinged)
     assert not probe.rated
