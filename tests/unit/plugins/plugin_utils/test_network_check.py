@@ -80,7 +80,7 @@ network: {us: {lab: {rtt: 20ms, rate: 8mbit}}}
 
 def test_a_host_behind_a_gateway_is_measured_by_itself_and_its_gateway() -> None:
     plan = _plan.expand(load_experiment(SITES, "experiments/demo.yml"))
-    bare, shaped = plan["checks"]
+    _bare, shaped = plan["checks"]
     found = check.probes_of(shaped)
     assert not [probe.pair for probe in found if probe.target.startswith("worker")]
     pinged = {frozenset(probe.pair) for probe in found if probe.pinged}
