@@ -119,6 +119,22 @@ def test_nine_members_run_a_command(make_world: Make) -> None:
         assert [file["path"] for file in meta["files"]] == ["stdout", "stderr", "deep.log"]
 
 
+def test_members_of_a_site_get_its_files_beside_those_of_all(make_world: Make) -> None:
+    world = make_world(3)
+    world.start_all()
+    trial = world.trial(
+        "cat hosts.config common",
+        files={"hosts.config": "everywhere\n", "common": "shared\n"},
+        site_files={"us": {"hosts.config": "seen from us\n"}, "eu": {"hosts.config": "seen from eu\n"}},
+    )
+    for member, site in zip(trial["members"], ("us", "eu", None), strict=True):
+        member["site"] = site
+    result = world.run(trial)
+    assert result["verdict"] == "valid", result["reasons"]
+    said = [(world.spool(name) / "stdout").read_text() for name in world.members]
+    assert said == ["seen from us\nshared\n", "seen from eu\nshared\n", "everywhere\nshared\n"]
+
+
 def test_trials_follow_each_other_at_once(make_world: Make) -> None:
     world = make_world(2)
     world.start_all()
