@@ -90,7 +90,7 @@ def test_what_is_in_force_in_a_trial_was_measured_before_it_and_is_in_the_report
         assert f"trials/{check}/1/{first}/stdout" in checks
     page = (results / "report.html").read_text()
     assert f'data-pair="{second} {first} rate"' in page
-    assert "network-2: 2 pairs as asked" in page
+    assert "network-2: 1 pair as asked" in page
 
 
 def test_nothing_is_left_after_the_last_trial(lab: Lab) -> None:
