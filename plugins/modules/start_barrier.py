@@ -371,6 +371,12 @@ barriers:
       released: 1767268802.0
       reason: null
       skew: {n: 2, min_us: 71.0, p50_us: 71.0, p99_us: 90.5, max_us: 90.5, last: party-0, bound_us: 301.5}
+network:
+  description:
+    - What M(startline.lab.network_check) has measured of the network before, where M(startline.lab.trial) was given it. Its
+      verdict marks the trial, or does not let it start.
+  returned: when the rendezvous has answered
+  type: dict
 skew:
   description:
     - How long after T the commands were started. C(bound_us) is how well the least known clock was known; the true distance
