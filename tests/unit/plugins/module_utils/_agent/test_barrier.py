@@ -739,6 +739,12 @@ class Host:
         if self.trial.over and not self.jobs:
             assert self.rules is None, "rules were left"
 
+    def lose_launcher(self) -> None:
+        """It is killed while it waits."""
+        if self.alive and self.launcher == "ready":
+            self.launcher = None
+            self.take(member.LauncherGone(0))
+
     def crash(self) -> None:
         self.alive = self.up = False
         self.jobs.clear()
@@ -926,7 +932,7 @@ def run_steps(universe: Universe, steps: t.Iterable[tuple[str, t.Any]]) -> None:
             if host.launcher == "running":
                 host.launcher = "ended"
         elif what == "break":
-            hosts[argument % len(hosts)].take(member.Prepared("disk full"))
+            hosts[argument % len(hosts)].lose_launcher()
         elif what == "no rules":
             hosts[argument % len(hosts)].take(member.Shaped(argument % 2, 0, {}, "tc failed"))
         elif what == "next phase":
