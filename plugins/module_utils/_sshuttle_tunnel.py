@@ -33,6 +33,17 @@ PROBE_TIMEOUT = 15
 FIRST_PORT = 12300
 PORTS = 500
 
+#: What redirects connections: sshuttle's methods by program, best first. A kernel may lack what a program needs: that of
+#: user-mode Linux in Debian has nothing of nftables that redirects, so there iptables is only good in its legacy variant.
+METHODS = {"nft": "nft", "iptables": "nat", "iptables-legacy": "nat"}
+#: What sshuttle asks of nft. The kernel looks at it, and changes nothing.
+NFT_TRIAL = """\
+add table inet startline-vpn-trial
+add chain inet startline-vpn-trial output { type nat hook output priority -100; }
+add rule inet startline-vpn-trial output fib daddr type local return
+add rule inet startline-vpn-trial output meta l4proto tcp redirect to :1
+"""
+
 #: Ends sshuttle, whose child the shell is, when ssh has ended. By itself it may not notice: when it reads the end of the
 #: stream before ssh can be waited for, it waits for the next connection, which is lost. USR1 is a failure to systemd.
 END = "kill -s USR1 $PPID"
@@ -182,16 +193,25 @@ def arguments(settings: Json, port: int, method: str, gateway: str, log: str) ->
     return ["sshuttle", *words, *networks]
 
 
-def removal(port: int) -> t.List[t.Tuple[t.List[str], t.List[t.List[str]]]]:
+def trials(program: str, chain: str) -> t.List[t.Tuple[t.List[str], str]]:
+    """Commands, with what they read, that succeed where the kernel bears what sshuttle does with a program.
+
+    `chain` is a name that nobody else has: two tunnels may start at once.
+    """
+    if program == "nft":
+        return [(["nft", "--check", "--file", "-"], NFT_TRIAL)]
+    # To list is no trial: iptables lists what the kernel refuses to make.
+    return [([program, "-w", "-t", "nat", action, chain], "") for action in ("-N", "-X")]
+
+
+def removal(program: str, port: int) -> t.Tuple[t.List[str], t.List[t.List[str]]]:
     """What sshuttle leaves in the firewall when it is killed: how to see that it is there, and what removes it."""
-    table = ["nft", "list", "table", "inet", f"sshuttle-ipv4-{port}"]
-    chain = f"sshuttle-{port}"
-    nat = ["iptables", "-w", "-t", "nat"]
+    if program == "nft":
+        table = ["table", "inet", f"sshuttle-ipv4-{port}"]
+        return ["nft", "list", *table], [["nft", "delete", *table]]
+    chain, nat = f"sshuttle-{port}", [program, "-w", "-t", "nat"]
     jumps = [[*nat, "-D", hook, "-j", chain] for hook in ("OUTPUT", "PREROUTING")]
-    return [
-        (table, [["nft", "delete", *table[2:]]]),
-        ([*nat, "-n", "-L", chain], [*jumps, [*nat, "-F", chain], [*nat, "-X", chain]]),
-    ]
+    return [*nat, "-n", "-L", chain], [*jumps, [*nat, "-F", chain], [*nat, "-X", chain]]
 
 
 # -- the host ---------------------------------------------------------------------------------------------------------
@@ -246,8 +266,9 @@ class Service:
         if program is None:
             raise Problem("missing", "there is no sshuttle here: install the package sshuttle")
         port = self._free_port()
-        self._write("port", str(port))
-        words = arguments(self.settings, port, self._method(), gateway, self._log)
+        firewall = self._firewall()
+        self._write("firewall", f"{firewall} {port}")
+        words = arguments(self.settings, port, METHODS[firewall], gateway, self._log)
         os.execv(program, words)  # noqa: S606
 
     def probe(self) -> Json:
@@ -338,9 +359,7 @@ class Service:
             raise Problem("route", problem)
         for network in map(ipaddress.IPv4Network, self.settings["networks"]):
             target = str(network.network_address if network.num_addresses == 1 else network.network_address + 1)
-            done = subprocess.run(
-                ["ip", "route", "get", target], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, check=False
-            )
+            done = _run(["ip", "route", "get", target])
             said = done.stdout.decode("utf-8", "replace").strip()
             if done.returncode or said.split()[0] in ("unreachable", "blackhole", "prohibit"):
                 raise Problem(
@@ -348,9 +367,36 @@ class Service:
                     f"this host has no route to {target} ({said}), and sshuttle takes only what has one: add a default route",
                 )
 
-    def _method(self) -> str:
-        """``nft`` where the program and the kernel have it."""
-        return "nft" if shutil.which("nft") and _succeeds(["nft", "list", "tables"]) else "nat"
+    def _firewall(self) -> str:
+        """The program that sshuttle is to redirect connections with."""
+        found = [program for program in METHODS if shutil.which(program)]
+        said = ""
+        for program in found:
+            for command, text in trials(program, f"startline-vpn-{os.getpid()}"):
+                done = _run(command, text)
+                if done.returncode:
+                    said = done.stdout.decode("utf-8", "replace").strip().partition("\n")[0]
+                    break
+            else:
+                if METHODS[program] == "nat":
+                    self._lend("iptables", program)
+                return program
+        have = (
+            f"this kernel does not redirect with {' or '.join(found)} ({said})"
+            if found
+            else "there is none of them here"
+        )
+        raise Problem(
+            "firewall", f"sshuttle needs nft or iptables, and {have}: install nftables, or take another kernel"
+        )
+
+    def _lend(self, name: str, program: str) -> None:
+        """Have sshuttle find a program by a name."""
+        directory, target = f"{self._run}/bin", t.cast(str, shutil.which(program))
+        os.makedirs(directory, exist_ok=True)
+        self._forget(f"bin/{name}")
+        os.symlink(target, f"{directory}/{name}")
+        os.environ["PATH"] = f"{directory}:{os.environ['PATH']}"
 
     def _free_port(self) -> int:
         """Where sshuttle may listen. The highest free one, so that it is mostly the same after a restart."""
@@ -367,14 +413,14 @@ class Service:
         )
 
     def _remove_rules(self) -> None:
-        port = self._read("port")
-        if not port:
+        left = self._read("firewall").split()
+        if not left:
             return
-        for question, commands in removal(int(port)):
-            if shutil.which(question[0]) and _succeeds(question):
-                for command in commands:
-                    subprocess.run(command, check=False)
-        self._forget("port")
+        question, commands = removal(left[0], int(left[1]))
+        if _run(question).returncode == 0:
+            for command in commands:
+                subprocess.run(command, check=False)
+        self._forget("firewall")
 
 
 def _mbit(count: int, seconds: float) -> float:
@@ -392,8 +438,9 @@ def _output(command: t.List[str]) -> bytes:
     return subprocess.run(command, stdout=subprocess.PIPE, check=True).stdout
 
 
-def _succeeds(command: t.List[str]) -> bool:
-    return subprocess.run(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, check=False).returncode == 0
+def _run(command: t.List[str], text: str = "") -> "subprocess.CompletedProcess[bytes]":
+    """Run a command; what it prints and complains of is its `stdout`."""
+    return subprocess.run(command, input=text.encode(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, check=False)
 
 
 def main(words: t.Sequence[str]) -> int:

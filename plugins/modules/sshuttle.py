@@ -156,7 +156,7 @@ from ansible_collections.startline.lab.plugins.module_utils._files import ensure
 from ansible_collections.startline.lab.plugins.module_utils._sshuttle import SshuttleError
 
 #: Problems that no second attempt mends.
-FINAL = ("host-key", "key", "missing", "route", "port")
+FINAL = ("host-key", "key", "missing", "route", "port", "firewall")
 RUN = _sshuttle_tunnel.RUN
 
 

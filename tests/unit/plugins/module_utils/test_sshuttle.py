@@ -6,6 +6,7 @@ import json
 import os
 import pathlib
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -285,9 +286,52 @@ def test_a_login_host_among_the_networks_is_reached_without_the_tunnel() -> None
     assert words[-3:] == ["--exclude", "10.20.0.1:7422", "10.20.0.0/16"]
 
 
-def test_what_is_removed_is_the_tunnel_s_alone() -> None:
-    removal = _sshuttle_tunnel.removal(12299)
-    words = [word for question, commands in removal for command in (question, *commands) for word in command]
-    assert {word for word in words if word.startswith("sshuttle-")} == {"sshuttle-ipv4-12299", "sshuttle-12299"}
-    assert removal[0][1] == [["nft", "delete", "table", "inet", "sshuttle-ipv4-12299"]]
-    assert ["iptables", "-w", "-t", "nat", "-D", "OUTPUT", "-j", "sshuttle-12299"] in removal[1][1]
+@pytest.mark.parametrize("program", _sshuttle_tunnel.METHODS)
+def test_what_is_removed_is_the_tunnel_s_alone(program: str) -> None:
+    question, commands = _sshuttle_tunnel.removal(program, 12299)
+    assert {command[0] for command in (question, *commands)} == {program}
+    named = {word for command in (question, *commands) for word in command if word.startswith("sshuttle-")}
+    assert named == {"sshuttle-ipv4-12299" if program == "nft" else "sshuttle-12299"}
+
+
+def test_chains_are_left_before_they_are_removed() -> None:
+    _question, commands = _sshuttle_tunnel.removal("iptables-legacy", 12299)
+    assert [command[4:6] for command in commands] == [
+        ["-D", "OUTPUT"],
+        ["-D", "PREROUTING"],
+        ["-F", "sshuttle-12299"],
+        ["-X", "sshuttle-12299"],
+    ]
+
+
+@pytest.mark.parametrize(
+    ("refused", "chosen"), [((), "nft"), (("nft",), "iptables"), (("nft", "iptables"), "iptables-legacy")]
+)
+def test_the_first_firewall_that_the_kernel_bears_is_taken(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, refused: tuple[str, ...], chosen: str
+) -> None:
+    service = programs(tmp_path, monkeypatch, {name: int(name in refused) for name in _sshuttle_tunnel.METHODS})
+    assert service._firewall() == chosen
+    found = shutil.which("iptables")
+    assert found is not None
+    assert os.path.realpath(found) == str(tmp_path / "bin" / (chosen if chosen != "nft" else "iptables"))
+
+
+def test_a_kernel_that_redirects_nothing_is_told(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    service = programs(tmp_path, monkeypatch, {"nft": 1, "iptables": 1})
+    with pytest.raises(_sshuttle_tunnel.Problem, match=r"does not redirect with nft or iptables \(iptables said no\)"):
+        service._firewall()
+
+
+def programs(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, codes: dict[str, int]
+) -> _sshuttle_tunnel.Service:
+    """A service on a host with these programs, and what they end with."""
+    for directory in ("bin", "etc/default", "run"):
+        (tmp_path / directory).mkdir(parents=True)
+    for name, code in codes.items():
+        (tmp_path / "bin" / name).write_text(f"#!/bin/sh\n[ {code} = 0 ] || echo {name} said no\nexit {code}\n")
+        (tmp_path / "bin" / name).chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path / "bin"))
+    (tmp_path / "etc/default/tunnel.json").write_text(json.dumps(SETTINGS))
+    return _sshuttle_tunnel.Service("default", str(tmp_path / "etc"), str(tmp_path / "run"))
