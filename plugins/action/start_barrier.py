@@ -105,7 +105,7 @@ class ActionModule(ActionBase):
         limit = _barrier_call.time_limit(trial, wait)
         give_up = time.monotonic() + limit
         payload = json.dumps(trial).encode("ascii")
-        pause = 0.2
+        pause, said = 0.2, ""
         while True:
             left = give_up - time.monotonic()
             command = f"/usr/bin/startline-agent submit --wait {wait} --limit {max(left, 1):.0f}"
@@ -119,7 +119,12 @@ class ActionModule(ActionBase):
                 return attempt.result
             if not attempt.again or time.monotonic() + pause >= give_up:
                 return _barrier_call.unknown(trial, attempt.problem, limit)
-            self._display.vv(f"start_barrier: {attempt.problem}; once more in {pause:.1f} s")
+            if attempt.problem != said:
+                said = attempt.problem
+                # A warning would be shown with the task's result: too late for who could mend it.
+                self._display.display(
+                    f"{trial['trial_id']}: {said}. Trying again for {give_up - time.monotonic():.0f} s."
+                )
             # The master connection, if any, may be the one that is dead.
             with contextlib.suppress(Exception):
                 self._connection.reset()

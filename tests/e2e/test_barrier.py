@@ -272,9 +272,12 @@ def test_the_examples_of_the_documentation_run(lab: Lab, tmp_path: pathlib.Path)
     )
     examples = json.loads(shown.stdout)["startline.lab.start_barrier"]["examples"]
     play = tmp_path / "example.yml"
+    (tmp_path / "group_vars").symlink_to(
+        PROJECT / "group_vars"
+    )  # as beside a project's playbooks: how hosts are reached
     # With the names of the hosts that there are.
     play.write_text(examples.replace("hosts: party-0", f"hosts: node-0.{lab.run_id}").replace("party-", "node-"))
-    done = playbook(str(play), "-e", f"run_id={lab.run_id}")
+    done = playbook(str(play), "-e", f"run_id={lab.run_id}", "-e", f"startline_project_dir={PROJECT}")
     assert done.returncode == 0, done.output[-4000:]
     assert re.search(r"msg: '?[0-9.]+ us; clocks known to [0-9.]+ us", done.output), done.output[-4000:]
 
