@@ -8,10 +8,12 @@ program runs in `a`.
 
 from __future__ import annotations
 
+import contextlib
 import glob
 import os
 import pathlib
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -87,17 +89,23 @@ def run(program: str, *, timeout: float = 120, memory: str = "256M") -> str:
         init.chmod(0o755)
         arguments = ["linux.uml", f"mem={memory}", "root=/dev/root", "rootfstype=hostfs", "rootflags=/", "ro"]
         arguments += [f"init={init}", "con=null", "con0=null,fd:1", "selinux=0", "quiet"]
-        console = subprocess.run(
-            arguments,
+        # It dies with us, however we die: a kernel that goes on by itself takes a processor.
+        kernel = subprocess.Popen(
+            ["setpriv", "--pdeathsig", "KILL", "--", *arguments],
             env={**os.environ, "TMPDIR": memory_dir, "HOME": shared},
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
             errors="replace",
-            timeout=timeout,
-            check=False,
-        ).stdout
+            start_new_session=True,
+        )
+        try:
+            console, _nothing = kernel.communicate(timeout=timeout)
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(kernel.pid, signal.SIGKILL)
+            kernel.wait()
         out = (base / "out").read_text() if (base / "out").exists() else console
         code = (base / "rc").read_text().strip() if (base / "rc").exists() else "none"
         assert code == "0", f"exit {code} in user-mode Linux:\n{out}"
