@@ -35,8 +35,7 @@ def test_ten_thousand_connections_that_say_nothing(make_world: t.Callable[..., W
 
 @pytest.mark.parametrize(("members", "seconds", "kib"), [(1000, 10, 60), (10_000, 60, 60)])
 def test_agents_are_connected_armed_and_released(members: int, seconds: float, kib: float) -> None:
-    """On 2 cores that the rendezvous shares with its clients. Where others want them too, three times what as many bare
-    handshakes take in the same run is allowed."""
+    """On 2 cores that the rendezvous shares with its clients."""
     done = subprocess.run(
         [sys.executable, str(ROOT / "benchmarks/barrier_scale.py"), "--json", "--members", str(members)],
         check=True,
@@ -48,4 +47,4 @@ def test_agents_are_connected_armed_and_released(members: int, seconds: float, k
     print(found)
     assert found["kib_each"] < kib
     assert found["descriptors"] < members + 50
-    assert found["total_s"] < max(seconds, 3 * found["floor_s"]), found
+    assert found["total_s"] < seconds, found
