@@ -256,11 +256,14 @@ def install(cloud: Cloud) -> None:
     """Put the cloud between moto's calls and its state machine. Once in a process."""
     from moto.ec2.models import elastic_ip_addresses, elastic_network_interfaces
     from moto.ec2.models.instances import Instance, InstanceBackend, InstanceState
+    from moto.ec2.models.nat_gateways import NatGatewayBackend
     from moto.ec2.models.subnets import SubnetBackend
     from moto.ec2.models.vpcs import VPCBackend
+    from moto.ec2.utils import generic_filter
 
     moto: Moto = t.cast(Moto, InstanceBackend.run_instances)
     moto_start, moto_vpc, moto_subnet = Instance.start, VPCBackend.create_vpc, SubnetBackend.delete_subnet
+    moto_nats = NatGatewayBackend.describe_nat_gateways
     cloud.moto_ends = {"stopped": t.cast(Moto, Instance.stop), "terminated": t.cast(Moto, Instance.terminate)}
 
     def run_instances(backend: Moto, *args: t.Any, **options: t.Any) -> Moto:
@@ -319,6 +322,11 @@ def install(cloud: Cloud) -> None:
             cloud.refuse_vpc(cidr_block)
         return t.cast(Moto, moto_vpc)(backend, cidr_block, *args, **options)
 
+    def describe_nat_gateways(backend: Moto, filters: dict[str, t.Any] | None, ids: list[str] | None) -> Moto:
+        # Moto takes no notice of tags: whoever removes what is theirs would remove everybody's.
+        tags = {name: values for name, values in (filters or {}).items() if name.startswith("tag")}
+        return generic_filter(tags, t.cast(Moto, moto_nats)(backend, filters, ids))
+
     def delete_subnet(backend: Moto, subnet_id: str) -> Moto:
         # Moto keeps the interfaces of deleted gateways.
         deleted = {each._eni.id for each in backend.nat_gateways.values() if each.state == "deleted"}
@@ -336,6 +344,7 @@ def install(cloud: Cloud) -> None:
         (Instance, "reboot", lambda instance: cloud.reboot(instance)),
         (VPCBackend, "create_vpc", create_vpc),
         (SubnetBackend, "delete_subnet", delete_subnet),
+        (NatGatewayBackend, "describe_nat_gateways", describe_nat_gateways),
         (elastic_network_interfaces, "random_public_ip", cloud.outside_address),
         (elastic_ip_addresses, "random_ip", cloud.outside_address),
     ):

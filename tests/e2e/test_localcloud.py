@@ -586,6 +586,10 @@ def test_a_private_host_goes_out_by_a_nat_gateway_and_is_not_reached(lab: Lab, f
     [outside] = far.run()
     elastic = ec2.allocate_address(Domain="vpc")
     gateway = ec2.create_nat_gateway(SubnetId=lab.public, AllocationId=elastic["AllocationId"])["NatGateway"]
+    ec2.create_tags(Resources=[gateway["NatGatewayId"]], Tags=[{"Key": "whose", "Value": "ours"}])
+    for whose, count in (("ours", 1), ("theirs", 0)):
+        found = ec2.describe_nat_gateways(Filter=[{"Name": "tag:whose", "Values": [whose]}])["NatGateways"]
+        assert len(found) == count
     table = ec2.create_route_table(VpcId=lab.vpc)["RouteTable"]["RouteTableId"]
     association = ec2.associate_route_table(RouteTableId=table, SubnetId=lab.private)["AssociationId"]
     [hidden] = lab.run(subnet=lab.private)
