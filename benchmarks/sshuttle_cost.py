@@ -20,6 +20,7 @@ import argparse
 import json
 import pathlib
 import shlex
+import signal
 import statistics
 import sys
 import tempfile
@@ -146,6 +147,8 @@ def main() -> None:
     parser.add_argument("--buffers", type=int, nargs="+", default=[1048576, 32768])
     parser.add_argument("--rtt", type=float, default=0, help="milliseconds")
     args = parser.parse_args()
+    # Stopped, it removes its hosts as well.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("stopped"))
     localcloud("up")
     ec2 = boto3.client(
         "ec2",
