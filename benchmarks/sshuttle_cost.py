@@ -2,16 +2,12 @@
 """What a tunnel by sshuttle costs: throughput and latency, beside the bare path and beside `ssh -L`, in the same run.
 
     sudo python benchmarks/sshuttle_cost.py [--repeats 5] [--seconds 3] [--buffers 1048576 32768]
-    sudo python benchmarks/sshuttle_cost.py --rtt 80 --buffers 1048576 262144 32768
 
 Two hosts of the local cloud in different VPCs; both ends of every path are the same two hosts and the same server, so what
 differs is the way between them: the public address, `ssh -L`, and a tunnel of the role `sshuttle` for each size of its
 buffer (32768 is sshuttle's own default). They are measured in turns, so that they meet the same noise. Throughput is
 counted by the receiver, of one TCP connection; `trip` is a byte there and back on an open connection, `connect` is a new
 connection and the first byte over it. The figures are medians of the repeats, of all round trips together.
-
-With --rtt (milliseconds) the hosts have kernels of their own (user-mode Linux), which have netem: each host delays by half of
-it what it sends to the other. They are slow, so only what the round trip decides is to be read from that table.
 """
 
 from __future__ import annotations
@@ -131,21 +127,12 @@ def forward(sites: Sites) -> None:
     until("ssh -L listens", lambda: sites.ssh(sites.client, f"ss -Hltn 'sport = :{PORT}'"))
 
 
-def delay(sites: Sites, milliseconds: float) -> None:
-    """Half of the round trip on each side."""
-    for host, other in (("client", sites.login), ("login", sites.client)):
-        rules = [{"to": [other["public_address"]], "delay": f"{milliseconds / 2:g}ms"}]
-        # The ports that are exempt by default are ssh's own, and the bare path must be no better off than it.
-        run_module(sites, host, "netem", rules=rules, exempt=[], revert_after=0)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=3)
     parser.add_argument("--trips", type=int, default=300)
     parser.add_argument("--buffers", type=int, nargs="+", default=[1048576, 32768])
-    parser.add_argument("--rtt", type=float, default=0, help="milliseconds")
     args = parser.parse_args()
     # Stopped, it removes its hosts as well.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("stopped"))
@@ -158,7 +145,7 @@ def main() -> None:
         aws_secret_access_key="local-cloud-of-this-machine",  # noqa: S106 the local cloud checks none
     )
     with tempfile.TemporaryDirectory(prefix="startline-bench-") as scratch:
-        sites = Sites(ec2, pathlib.Path(scratch), image="*-startline-uml" if args.rtt else "*-startline")
+        sites = Sites(ec2, pathlib.Path(scratch))
         try:
             measure(sites, args)
         finally:
@@ -169,8 +156,6 @@ def measure(sites: Sites, args: argparse.Namespace) -> None:
     install(sites)
     forward(sites)
     key = sites.ssh(sites.login, "cat /etc/ssh/ssh_host_ed25519_key.pub")
-    if args.rtt:
-        delay(sites, args.rtt)
     public, private = sites.login["public_address"], sites.login["address"]
     ways: dict[str, tuple[str, int]] = {"bare": (public, 0), "ssh -L": ("127.0.0.1", 0)}
     ways |= {f"sshuttle, buffer {size >> 10} KiB": (private, size) for size in args.buffers}
