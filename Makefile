@@ -5,7 +5,7 @@ SHELL := /bin/bash
 EXP ?= dkg
 activate := . .venv/bin/activate
 
-.PHONY: help demo test test-here test-hosts soak setup setup-dev lint unit molecule e2e artifact schema down clean
+.PHONY: help demo test soak setup setup-dev lint unit molecule e2e artifact schema down clean
 
 help:  ## Show this list
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -13,14 +13,7 @@ help:  ## Show this list
 demo: setup  ## Run the DKG experiment on this machine, from nothing to the report
 	@$(activate) && ansible-playbook site.yml -e exp=$(EXP)
 
-test: setup-dev  ## Every check, from a bare machine
-	@$(MAKE) --jobs=2 --output-sync=target test-here test-hosts
-
-# Side by side: what needs no hosts, and what shares the local cloud.
-test-here:
-	@$(MAKE) --jobs=1 lint unit artifact
-test-hosts:
-	@$(MAKE) --jobs=1 molecule e2e
+test: setup-dev lint unit artifact molecule e2e  ## Every check, from a bare machine
 
 setup:  ## Install what a run needs (system packages, .venv, host image)
 	@./setup.sh
