@@ -22,7 +22,8 @@ UNIT = "startline-vpn-default.service"
 #: What a private host says through the tunnel.
 ASK = "timeout 2 sh -c 'nc {address} 22 </dev/null | head -c 4'"
 LEFT = (
-    "nft list tables | grep sshuttle; pgrep -a sshuttle; pgrep -af '[s]tartline-vpn'; getent passwd startline-vpn; "
+    "nft list tables | grep sshuttle; pgrep -a sshuttle; pgrep -af 'tunne[l][.]py'; pgrep -au startline-vpn 2>/dev/null; "
+    "getent passwd startline-vpn; "
     "ls -d /etc/startline/vpn /usr/lib/startline-vpn /run/startline-vpn* /etc/systemd/system/*startline-vpn* "
     "/etc/ssh/startline-vpn* /etc/ssh/sshd_config.d/startline-vpn* 2>/dev/null; true"
 )
