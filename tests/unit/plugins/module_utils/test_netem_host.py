@@ -180,7 +180,7 @@ print(json.dumps(results))
 
 @pytest.fixture(scope="module")
 def results() -> dict[str, t.Any]:
-    return t.cast("dict[str, t.Any]", json.loads(uml.run(PROGRAM, timeout=300).splitlines()[-1]))
+    return t.cast("dict[str, t.Any]", json.loads(uml.run(PROGRAM, timeout=600).splitlines()[-1]))
 
 
 def test_check_mode_changes_nothing(results: dict[str, t.Any]) -> None:
