@@ -450,17 +450,17 @@ def main(words: t.Sequence[str]) -> int:
         if words[0] == "run":
             service.run()
         elif words[0] == "probe":
-            print(json.dumps(service.probe()))
+            sys.stdout.write(json.dumps(service.probe()) + "\n")
         elif words[0] == "clean":
             service.clean()
         elif words[0] == "measure":
-            print(json.dumps(service.measure(float(words[2]))))
+            sys.stdout.write(json.dumps(service.measure(float(words[2]))) + "\n")
     except Problem as problem:
-        print(problem, file=sys.stderr)
+        sys.stderr.write(f"{problem}\n")
         service.note(problem.kind, str(problem))
         return 0 if words[0] == "clean" else 1
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    raise SystemExit(main(sys.argv[1:]))

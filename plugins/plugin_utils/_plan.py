@@ -473,7 +473,7 @@ def _network_phases(
     from each moment of the timeline on.
     """
     problems: list[Problem] = []
-    phases: list[_Rules] = [{} for _ in range(1 + len(experiment.spec.timeline))]
+    phases: list[_Rules] = [{}, *({} for moment in experiment.spec.timeline)]
     named = {_netem.ALL, *experiment.spec.groups, *experiment.spec.sites}
     for path, one, other, link in experiment.spec.network_rules():
         for end in (one, other):

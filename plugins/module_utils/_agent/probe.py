@@ -73,17 +73,17 @@ def _serve(command: t.Sequence[str], limit: float) -> subprocess.Popen[bytes]:
     server = subprocess.Popen(
         command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True
     )
-    assert server.stdout is not None  # noqa: S101
+    said = t.cast("t.IO[bytes]", server.stdout)
     heard, give_up = b"", time.monotonic() + limit
     with selectors.DefaultSelector() as selector:
-        selector.register(server.stdout, selectors.EVENT_READ)
+        selector.register(said, selectors.EVENT_READ)
         while LISTENING not in heard and selector.select(max(0.0, give_up - time.monotonic())):
-            more = os.read(server.stdout.fileno(), 4096)
+            more = os.read(said.fileno(), 4096)
             if not more:
                 break
             heard += more
     # It may say more than a pipe holds, and nobody listens.
-    threading.Thread(target=server.stdout.read, daemon=True).start()
+    threading.Thread(target=said.read, daemon=True).start()
     return server
 
 

@@ -358,7 +358,7 @@ class Node:
         async with contextlib.AsyncExitStack() as stack:
             lines = [
                 await stack.enter_async_context(self._line(place))
-                for _ in range(1 + min(settings.concurrency, settings.large))
+                for number in range(1 + min(settings.concurrency, settings.large))
             ]
             watching = asyncio.ensure_future(watch(lines[0]))
             began = time.perf_counter()
