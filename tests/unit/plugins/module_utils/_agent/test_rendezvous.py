@@ -27,7 +27,7 @@ def test_the_time_daemon_is_asked_once_for_all_who_measure_at_once(
 
     async def measure() -> None:
         desk = rendezvous.Rendezvous(config.load(str(world.directory / "rendezvous" / "agent.json")))
-        for attempt in range(1000):
+        for _attempt in range(1000):
             desk.clock_bound()
         await asyncio.gather(*desk._tasks)
 
