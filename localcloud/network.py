@@ -18,7 +18,7 @@ from __future__ import annotations
 import json
 import logging
 import typing as t
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
 
@@ -103,6 +103,11 @@ class Vpc:
     @property
     def interface(self) -> str:
         return f"{LINK_PREFIX}{_short(self.id)}"
+
+    @property
+    def route(self) -> tuple[str, ...]:
+        """How the machine reaches it."""
+        return ("via", str(self.link), "dev", self.interface, "proto", ROUTE_PROTOCOL)
 
     @property
     def outside(self) -> frozenset[IPv4Address]:
@@ -304,6 +309,9 @@ class Fabric:
             wanted.setdefault(port.vpc, set()).add(port)
         for gone in self._vpcs.keys() - wanted.keys():
             self._remove(self._vpcs.pop(gone))
+        for identity, vpc in self._vpcs.items():  # an address that moves is let go by one VPC before another takes it
+            for address in vpc.outside - replace(vpc, ports=frozenset(wanted[identity])).outside:
+                machine.attempt("ip", "route", "del", str(address), *vpc.route)
         for identity, members in wanted.items():
             old = self._vpcs.get(identity)
             try:
@@ -363,11 +371,8 @@ class Fabric:
     def _apply(self, vpc: Vpc, before: frozenset[IPv4Address]) -> None:
         rules = vpc_rules(vpc, self._resolvers)
         run("nsenter", f"--net=/run/netns/{vpc.id}", "nft", "-f", "-", stdin=rules)
-        route = f"via {vpc.link} dev {vpc.interface} proto {ROUTE_PROTOCOL}"
-        changes = [f"route del {address} {route}" for address in before - vpc.outside]
-        changes += [f"route add {address} {route}" for address in vpc.outside - before]
-        if changes:
-            ip_batch(*changes)
+        if fresh := vpc.outside - before:
+            ip_batch(*(f"route replace {address} {' '.join(vpc.route)}" for address in fresh))
 
     def _remove(self, vpc: Vpc) -> None:
         machine.attempt("ip", "link", "del", vpc.interface)

@@ -530,15 +530,26 @@ def _facts(results: Results) -> list[tuple[str, str]]:
         facts.append(
             ("Project", project["commit"] + (" with changes that are not committed" if project.get("changed") else ""))
         )
+    vpn = _vpn_lines(run)
+    if vpn:
+        facts.append(("VPN", ", ".join(vpn)))
     facts += [
         (
             str(name)[:1].upper() + str(name)[1:].replace("_", " "),
             value if isinstance(value, str) else json.dumps(value, sort_keys=True),
         )
         for name, value in provenance.items()
-        if name not in ("controller", "project")
+        if name not in ("controller", "project", "vpn")
     ]
     return [*facts, ("Plan", f"sha256 {run['plan_digest']}, seed {run['seed']}")]
+
+
+def _vpn_lines(run: t.Mapping[str, t.Any]) -> list[str]:
+    """What each private site's tunnel carried before the trials, as the configure stage measured it."""
+    return [
+        f"{site} {measured['sent']:g} Mbit/s there, {measured['received']:g} back (from {measured['client']})"
+        for site, measured in sorted((run["provenance"].get("vpn") or {}).items())
+    ]
 
 
 def _instance(instance: t.Any) -> str | None:
@@ -570,6 +581,7 @@ def summary(results: Results, *, s3_uri: str | None = None) -> str:
         lines.append(f"  network   {_network_line(list(measured.values()))}")
     elif results.plan.get("checks"):
         lines.append("  network   was not measured")
+    lines += [f"  vpn       {line}" for line in _vpn_lines(run)]
     durations = [point for point in figures["durations"] if point["n"]]
     for point in durations[:8]:
         lines.append(f"  duration  {seconds(point['mean_s'])} at {point['label']} (mean, n={point['n']})")

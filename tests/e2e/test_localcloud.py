@@ -508,15 +508,28 @@ def test_a_host_without_public_address_has_its_vpc_and_the_api_only(lab: Lab, ho
     lab.terminate([hidden])
 
 
+def is_where_it_seems(lab: Lab, host: str) -> bool:
+    """Is it this host that answers at its public address?"""
+    told = lab.ssh(host, ASK, check=False)
+    return bool(told) and json.loads(told)["with"]["meta-data/instance-id"] == host
+
+
 def test_an_elastic_address_moves_to_a_host_and_away(lab: Lab, hosts: list[str]) -> None:
     elastic = lab.ec2.allocate_address(Domain="vpc")
     own = lab.reachable(hosts[0])
     lab.ec2.associate_address(AllocationId=elastic["AllocationId"], InstanceId=hosts[0])
     until("ssh at the elastic address", lambda: answers(elastic["PublicIp"]))
     assert not answers(own)
+    with make_lab(f"{lab.name}-other", lab.directory, lab.ec2.meta.region_name) as other:
+        [host] = other.run()
+        other.ec2.associate_address(AllocationId=elastic["AllocationId"], InstanceId=host)
+        until("the host of the other VPC", lambda: is_where_it_seems(other, host))
+        lab.ec2.associate_address(AllocationId=elastic["AllocationId"], InstanceId=hosts[0])
+        until("the first host again", lambda: is_where_it_seems(lab, hosts[0]))
     lab.ec2.disassociate_address(PublicIp=elastic["PublicIp"])
     lab.ec2.release_address(AllocationId=elastic["AllocationId"])
     until("ssh", lambda: answers(lab.look(hosts[0])["PublicIpAddress"]))
+    assert "is not what it should be" not in Path("/var/log/startline/daemon.log").read_text()
 
 
 SERVE = "sudo systemd-run --quiet --unit=serve nc -lk -p 7000; while ! nc -z 127.0.0.1 7000; do sleep 0.05; done"

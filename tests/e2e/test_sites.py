@@ -65,6 +65,8 @@ def test_the_run_is_valid_and_every_log_is_home(sites: Sites) -> None:
     assert sites.kept.returncode == 0, sites.kept.output[-6000:]
     run: dict[str, t.Any] = json.loads((PROJECT / "results" / "sites" / sites.kept.run_id / "run.json").read_text())
     assert run["verdict"] == "valid"
+    assert run["provenance"]["vpn"]["lab"]["sent"] > 1
+    assert f"  vpn       lab {run['provenance']['vpn']['lab']['sent']:g} Mbit/s there" in sites.kept.output
     assert "WARNING" not in sites.kept.output
 
 

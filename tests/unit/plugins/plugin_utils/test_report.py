@@ -127,6 +127,15 @@ def test_who_was_last_and_why(tmp_path: pathlib.Path) -> None:
         assert words in page.text
 
 
+def test_what_the_vpn_carried(tmp_path: pathlib.Path) -> None:
+    plan = syn.plan()
+    results = _report.load(syn.results(tmp_path, plan, syn.run_objects(plan)))
+    assert "  vpn " not in _report.summary(results)
+    results.run["provenance"]["vpn"] = {"lab": {"client": "party-0", "sent": 6.9, "received": 10.71}}
+    assert "  vpn       lab 6.9 Mbit/s there, 10.71 back (from party-0)" in _report.summary(results)
+    assert "VPN lab 6.9 Mbit/s there, 10.71 back (from party-0)" in " ".join(Page(_report.render(results)).words)
+
+
 def test_the_network_asked_and_measured(tmp_path: pathlib.Path) -> None:
     plan = syn.shaped(syn.plan(parties=5))
     objects = syn.run_objects(plan)
