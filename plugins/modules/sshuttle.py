@@ -243,7 +243,8 @@ def absent(module, client, name):
     if here and not module.check_mode:
         if unit in here:
             client.systemctl("disable", "--quiet", "--now", client.unit)
-        for path in here:
+        # systemd keeps the last one of a unit that is stopped between two starts.
+        for path in (*here, RUN.format(name=name)):
             remove(path)
         client.systemctl("daemon-reload")
         client.systemctl("reset-failed", client.unit, check=False)

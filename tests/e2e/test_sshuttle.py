@@ -220,6 +220,7 @@ def test_removal_leaves_nothing(sites: Sites) -> None:
     for host in (sites.client, sites.login):
         assert "startline-vpn" in sites.ssh(host, LEFT)
     assert module(sites, "login", "sshuttle_gateway", state="absent")["changed"]
+    until("the tunnel waits for its next start", lambda: state(sites) == "activating")
     assert module(sites, "client", "sshuttle", state="absent")["changed"]
     for host in (sites.client, sites.login):
         assert sites.ssh(host, LEFT) == ""
