@@ -95,7 +95,7 @@ class ActionModule(start_barrier.ActionModule):
             again = _network_check.off(check, report)
             if again is not None:
                 attempt += 1
-                measured.update(measure(shaped, again, attempt))
+                measured = _network_check.renewed(measured, again, measure(shaped, again, attempt))
                 known["again"] = len(again["probes"])
                 report = _network_check.judge_check(plan, check, measured, baseline, attempt=attempt, **known)
             reports[network] = report

@@ -263,13 +263,28 @@ def _check(check_id: str, network: str | None, members: list[str], probes: list[
 
 def off(check: t.Mapping[str, t.Any], network: t.Mapping[str, t.Any]) -> dict[str, t.Any] | None:
     """The check of what was off by a report, to be measured once more: a host may have been held up. None where nothing
-    was.
+    was. What pings or the rate of a pair have shown to be right is not asked again.
     """
     wrong = {
-        (pair["from"], pair["to"]) for pair in network["pairs"] if not all(entry["right"] for entry in pair["metrics"])
+        (pair["from"], pair["to"]): {entry["metric"] == "rate" for entry in pair["metrics"] if not entry["right"]}
+        for pair in network["pairs"]
     }
-    probes = [values for values in check["probes"] if (values["source"], values["target"]) in wrong]
+    probes = [
+        {**values, "pinged": False in rates, "rated": True in rates}
+        for values in check["probes"]
+        if (rates := wrong.get((values["source"], values["target"])))
+    ]
     return {**check, "probes": probes} if probes else None
+
+
+def renewed(measured: Results, again: t.Mapping[str, t.Any], later: Results) -> dict[tuple[str, str], Measured]:
+    """What was measured, with what the check `again` of `off` has measured in its place."""
+    result = dict(measured)
+    for probe in probes_of(again):
+        first, second = measured.get(probe.pair, Measured()), later[probe.pair]
+        pings, rate = second if probe.pinged else first, second if probe.rated else first
+        result[probe.pair] = Measured(pings.round_trips, rate.rate, pings.ping_problem, rate.rate_problem)
+    return result
 
 
 def needed(plan: Plan, trials: t.Collection[str] | None) -> list[dict[str, t.Any]]:
@@ -641,7 +656,7 @@ def program(
         else:
             (target,) = step.targets
             port = RATE_PORT + len(own[target]["servers"])
-            own[target]["servers"].append(["iperf3", "--server", "--one-off", "--forceflush", "--port", str(port)])
+            own[target]["servers"].append(rate_server(port))
             command = rate_command(next(iter(targets)), step.probes[0], port)
             own[target]["until"] = max(own[target]["until"], math.ceil(step.at + limit))
         own[step.source]["steps"].append(
@@ -654,6 +669,11 @@ def ping_command(addresses: t.Sequence[str], step: Step) -> list[str]:
     """fping, because ping sends no faster than 5 a second without root in some distributions."""
     command = ["fping", "-q", "-C", str(step.count), "-p", str(step.interval), "-i", str(PING_SPACING_MS)]
     return [*command, "-t", str(round(_patience(step) * 1000)), *addresses]
+
+
+def rate_server(port: int) -> list[str]:
+    """iperf3 as the server of one client. The client asks it for what it prints, which has to be exact to a kbit/s."""
+    return ["iperf3", "--server", "--one-off", "--forceflush", "--format", "k", "--port", str(port)]
 
 
 def rate_command(address: str, probe: Probe, port: int = RATE_PORT) -> list[str]:
@@ -672,7 +692,15 @@ def rate_command(address: str, probe: Probe, port: int = RATE_PORT) -> list[str]
         address,
     ]
     if probe.loss:
-        return [*command, "--udp", "--bitrate", f"{probe.rate * OFFERED:.0f}", "--length", str(UDP_PAYLOAD)]
+        return [
+            *command,
+            "--get-server-output",
+            "--udp",
+            "--bitrate",
+            f"{probe.rate * OFFERED:.0f}",
+            "--length",
+            str(UDP_PAYLOAD),
+        ]
     streams = min(16, math.ceil(probe.rate / 8 * (probe.rtt + probe.queue) / 1e3 / TCP_WINDOW))
     return [*command, "--parallel", str(streams)] if streams > 1 else command
 
@@ -725,12 +753,28 @@ def parse_iperf3(text: str, rate: int = 0) -> float:
             raise ProbeError(
                 f"iperf3 sent no more than {offered / 1e6:.4g} of {rate / 1e6:.4g} Mbit/s: the host is too slow or too busy"
             )
-        if "sum_received" in end:
-            return float(end["sum_received"]["bits_per_second"] * on_wire)
-        # Releases before 3.7 have one sum, of what was sent and lost.
-        return float(end["sum"]["bits_per_second"] * on_wire * (1 - end["sum"]["lost_percent"] / 100))
+        carried = _received_udp(data.get("server_output_text", ""), start["test_start"]["duration"])
+        if carried is None:
+            raise ProbeError("iperf3's server did not say what it received")
+        return float(carried * on_wire)
     except (KeyError, TypeError) as exc:
         raise ProbeError(f"iperf3's answer has no {exc}") from exc
+
+
+def _received_udp(text: str, seconds: float) -> float | None:
+    """The payload in bit/s that an iperf3 server has received, by its lines of whole seconds; None where it has none.
+
+    Not by its sum: that is over the time until it is told that the test has ended, and where packets are lost, so is what
+    tells it. ``[  5]   0.00-1.00   sec   916 KBytes  7501 Kbits/sec  0.015 ms  0/637 (0%)``, followed by ``(omitted)``
+    before the test and ``receiver`` in the sum.
+    """
+    rows = re.findall(r"^\[ *\d+\] +([\d.]+)-([\d.]+) +sec .*? ([\d.]+) Kbits/sec .*%\) *$", text, re.MULTILINE)
+    whole = [
+        (float(end) - float(start), float(rate) * 1e3)
+        for start, end, rate in rows
+        if float(end) - float(start) > 0.9 and float(end) <= seconds + 0.1
+    ]
+    return sum(took * rate for took, rate in whole) / sum(took for took, _rate in whole) if whole else None
 
 
 def read_outputs(

@@ -267,16 +267,31 @@ def test_fping() -> None:
         check.parse_fping("sh: fping: command not found")
 
 
+#: Of a server that was told late that the test has ended.
+RECEIVED = """\
+Accepted connection from 127.0.0.1, port 53246
+[  5] local 127.0.0.1 port 5999 connected to 127.0.0.1 port 51487
+[ ID] Interval           Transfer     Bitrate         Jitter    Lost/Total Datagrams
+[  5]   0.00-1.00   sec   976 KBytes  8000 Kbits/sec  0.011 ms  90/637 (14%)  (omitted)
+[  5]   0.00-1.00   sec  1.14 MBytes  9590 Kbits/sec  0.015 ms  210/1024 (20%)~
+[  5]   1.00-2.00   sec  1.14 MBytes  9610 Kbits/sec  0.013 ms  209/1024 (20%)~
+[  5]   2.00-3.00   sec  0.20 MBytes  1710 Kbits/sec  0.013 ms  20/180 (11%)~
+[  5]   3.00-3.36   sec  0.00 Bytes  0.00 Kbits/sec  0.013 ms  0/0 (0%)~
+- - - - - - - - - - - - - - - - - - - - - - - - -
+[ ID] Interval           Transfer     Bitrate         Jitter    Lost/Total Datagrams
+[  5]   0.00-3.36   sec  2.49 MBytes  6220 Kbits/sec  0.013 ms  439/2228 (20%)  receiver
+""".replace("~", "  ")
 UDP = {
-    "start": {"test_start": {"protocol": "UDP", "blksize": 1472}},
-    "end": {"sum": {"bits_per_second": 12e6, "lost_percent": 20}},
+    "start": {"test_start": {"protocol": "UDP", "blksize": 1472, "duration": 2}},
+    "end": {"sum": {"bits_per_second": 12e6}},
+    "server_output_text": RECEIVED,
 }
 
 
 def test_iperf3() -> None:
     assert check.parse_iperf3(json.dumps(UDP)) == pytest.approx(9.6e6 * 1514 / 1472)
-    later = {"start": UDP["start"], "end": {**UDP["end"], "sum_received": {"bits_per_second": 9.5e6}}}
-    assert check.parse_iperf3(json.dumps(later)) == pytest.approx(9.5e6 * 1514 / 1472)
+    with pytest.raises(ProbeError, match="did not say what it received"):
+        check.parse_iperf3(json.dumps({**UDP, "server_output_text": RECEIVED[:200]}))
     tcp = {
         "start": {"test_start": {"protocol": "TCP"}, "tcp_mss_default": 1448},
         "end": {"sum_received": {"bits_per_second": 95.6e6}},
@@ -574,7 +589,16 @@ def test_what_is_off_is_measured_once_more() -> None:
     assert check.off(plan["checks"][1], reported()) is None
     again = check.off(plan["checks"][1], reported(rtt=40.2, rate=None))
     assert again is not None
-    assert names(check.probes_of(again)) == [("party-0", "party-1"), ("party-3", "party-2")]
+    first, second = check.probes_of(again)
+    assert names([first, second]) == [("party-0", "party-1"), ("party-3", "party-2")]
+    assert (first.pinged, first.rated, second.pinged, second.rated) == (True, False, False, True)
+    later = {first.pair: Measured((40.0,), None, None, "no"), second.pair: Measured((), 5e6, "no", None)}
+    before = {first.pair: Measured((80.0,), 2e6), second.pair: Measured((40.1,), 3e6), ("a", "b"): Measured((1.0,))}
+    assert check.renewed(before, again, later) == {
+        first.pair: Measured((40.0,), 2e6),
+        second.pair: Measured((40.1,), 5e6),
+        ("a", "b"): Measured((1.0,)),
+    }
 
 
 def test_a_report_of_many_deviations_has_few_reasons() -> None:
