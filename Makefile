@@ -4,6 +4,8 @@
 SHELL := /bin/bash
 EXP ?= dkg
 activate := . .venv/bin/activate
+# The tests of a file share what they have made.
+apart := --numprocesses auto --dist loadfile
 
 .PHONY: help demo test soak setup setup-dev lint unit molecule e2e artifact schema down clean
 
@@ -30,7 +32,7 @@ lint:  ## Style, types, documentation
 	shellcheck setup.sh .ci/run tests/artifact.sh
 
 unit:  ## Unit tests
-	$(activate) && pytest
+	$(activate) && pytest $(apart)
 
 artifact:  ## The built collection: Galaxy's importer, ansible-test sanity, the installed mode
 	$(activate) && tests/artifact.sh
@@ -39,7 +41,7 @@ molecule:  ## A scenario per role, on hosts of the local cloud
 	$(activate) && molecule test --all
 
 e2e:  ## The journey, its faults, the local cloud, the report in a browser
-	$(activate) && pytest tests/e2e
+	$(activate) && pytest $(apart) tests/e2e
 
 soak: setup-dev  ## The long tests: many members, for long
 	$(activate) && pytest -s tests/soak
