@@ -4,11 +4,19 @@
 from __future__ import annotations
 
 import pathlib
+import tempfile
 import typing as t
 
 import pytest
 
 from ansible_collections.startline.lab.tests.unit.plugins.module_utils._agent.world import World
+
+
+@pytest.fixture
+def tmp_path() -> t.Iterator[pathlib.Path]:
+    """pytest's own is too deep for a socket, whose path has 108 bytes, where tests are spread over processes."""
+    with tempfile.TemporaryDirectory(prefix="agent-", ignore_cleanup_errors=True) as directory:
+        yield pathlib.Path(directory)
 
 
 @pytest.fixture
