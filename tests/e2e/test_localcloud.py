@@ -514,16 +514,19 @@ def is_where_it_seems(lab: Lab, host: str) -> bool:
     return bool(told) and json.loads(told)["with"]["meta-data/instance-id"] == host
 
 
-def test_an_elastic_address_moves_to_a_host_and_away(lab: Lab, hosts: list[str]) -> None:
+def test_an_elastic_address_moves_between_hosts_and_vpcs(lab: Lab, hosts: list[str]) -> None:
     elastic = lab.ec2.allocate_address(Domain="vpc")
     own = lab.reachable(hosts[0])
     lab.ec2.associate_address(AllocationId=elastic["AllocationId"], InstanceId=hosts[0])
     until("ssh at the elastic address", lambda: answers(elastic["PublicIp"]))
     assert not answers(own)
     with make_lab(f"{lab.name}-other", lab.directory, lab.ec2.meta.region_name) as other:
-        [host] = other.run()
+        [host] = other.run(IamInstanceProfile={"Name": lab.name})
+        lab.ec2.disassociate_address(PublicIp=elastic["PublicIp"])
         other.ec2.associate_address(AllocationId=elastic["AllocationId"], InstanceId=host)
         until("the host of the other VPC", lambda: is_where_it_seems(other, host))
+        until("ssh", lambda: is_where_it_seems(lab, hosts[0]))
+        other.ec2.disassociate_address(PublicIp=elastic["PublicIp"])
         lab.ec2.associate_address(AllocationId=elastic["AllocationId"], InstanceId=hosts[0])
         until("the first host again", lambda: is_where_it_seems(lab, hosts[0]))
     lab.ec2.disassociate_address(PublicIp=elastic["PublicIp"])
