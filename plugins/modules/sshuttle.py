@@ -238,13 +238,13 @@ def absent(module, client, name):
     """Leave nothing of the tunnel."""
     unit = f"{_sshuttle.UNITS}/{client.unit}"
     directory = f"{_sshuttle.ETC}/{name}"
-    here = [path for path in (unit, directory) if os.path.lexists(path)]
+    # systemd removes the last one, but not of a unit that is stopped between two starts.
+    here = [path for path in (unit, directory, RUN.format(name=name)) if os.path.lexists(path)]
     result = {"changed": bool(here), "diff": {"before": "".join(f"{path}\n" for path in here), "after": ""}}
     if here and not module.check_mode:
         if unit in here:
             client.systemctl("disable", "--quiet", "--now", client.unit)
-        # systemd keeps the last one of a unit that is stopped between two starts.
-        for path in (*here, RUN.format(name=name)):
+        for path in here:
             remove(path)
         client.systemctl("daemon-reload")
         client.systemctl("reset-failed", client.unit, check=False)

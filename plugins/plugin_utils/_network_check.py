@@ -266,13 +266,15 @@ def off(check: t.Mapping[str, t.Any], network: t.Mapping[str, t.Any]) -> dict[st
     was. What pings or the rate of a pair have shown to be right is not asked again.
     """
     wrong = {
-        (pair["from"], pair["to"]): {entry["metric"] == "rate" for entry in pair["metrics"] if not entry["right"]}
+        (pair["from"], pair["to"]): {
+            "rate" if entry["metric"] == "rate" else "ping" for entry in pair["metrics"] if not entry["right"]
+        }
         for pair in network["pairs"]
     }
     probes = [
-        {**values, "pinged": False in rates, "rated": True in rates}
+        {**values, "pinged": "ping" in kinds, "rated": "rate" in kinds}
         for values in check["probes"]
-        if (rates := wrong.get((values["source"], values["target"])))
+        if (kinds := wrong.get((values["source"], values["target"])))
     ]
     return {**check, "probes": probes} if probes else None
 
