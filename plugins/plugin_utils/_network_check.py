@@ -978,7 +978,8 @@ def _judge_pings(
         room = max(allowed.rtt * probe.rtt, allowed.rtt_ms)
         # The mean of few packets varies with their jitter.
         room += deviations * probe.jitter / math.sqrt(max(1, len(received)))
-        findings.append(Finding("rtt", "ms", probe.rtt, added, max(0.0, probe.rtt - room), probe.rtt + room, problem))
+        # A difference of two measurements: without a delay it is below nothing as often as above.
+        findings.append(Finding("rtt", "ms", probe.rtt, added, probe.rtt - room, probe.rtt + room, problem))
     if probe.jitter and probe.loss < 100:
         spread = None
         near = _without_hiccups(received, probe.jitter)

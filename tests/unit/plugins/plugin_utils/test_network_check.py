@@ -403,6 +403,14 @@ def test_a_round_trip_is_compared_without_what_was_there_before(rtt: float, expe
     assert right(asked(), Measured((rtt,) * 100))["rtt"] is expected
 
 
+@pytest.mark.parametrize(
+    ("rtt", "expected"), [(0.79, True), (0.81, True), (0.35, True), (1.25, True), (0.25, False), (1.35, False)]
+)
+def test_where_no_delay_is_asked_for_a_round_trip_may_be_as_much_shorter_as_longer(rtt: float, expected: bool) -> None:
+    findings = check.judge(asked(rtt=0, rate=8_000_000), Measured((rtt,) * 100, 8e6), Measured((0.8,) * 100))
+    assert {finding.metric: finding.right for finding in findings} == {"rtt": expected, "loss": True, "rate": True}
+
+
 def test_a_round_trip_may_be_asked_for_as_a_whole() -> None:
     assert right(asked(), Measured((80.0,) * 100), total=True)["rtt"]
     assert not right(asked(), Measured((82.0,) * 100), total=True)["rtt"]
