@@ -449,7 +449,7 @@ class Host:
         # Only what is ours: other directories of Startline may stand beside it.
         owned = (LIBRARY, f"{ETC}/tls", f"{STATE}/trials", f"{STATE}/rendezvous")
         trees = [path for path in owned if os.path.exists(path)]
-        sockets = (f"{RUN}/agent.sock", f"{RUN}/rendezvous.sock")
+        sockets = (f"{RUN}/agent.sock", f"{RUN}/agent.sock.new", f"{RUN}/rendezvous.sock")
         single = (PROGRAM, f"{ETC}/agent.json", f"{STATE}/mailbox.json", f"{RUN}/host.json", *sockets)
         files = [f"{UNITS}/{unit}" for unit in units] + [path for path in single if os.path.exists(path)]
         for part in (*units, *trees, *files):

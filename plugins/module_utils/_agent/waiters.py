@@ -96,16 +96,19 @@ class Waiters:
     def listen(self) -> None:
         """Open the socket. Without it trials run all the same."""
         listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        # Under its name only when it takes connections; the one of an agent before us stands until then.
+        new = self.path + ".new"
         try:
             os.makedirs(os.path.dirname(self.path), 0o755, exist_ok=True)
             with contextlib.suppress(FileNotFoundError):
-                os.unlink(self.path)
+                os.unlink(new)
             mask = os.umask(0o111)  # for the user of any command; it does one thing
             try:
-                listener.bind(self.path)
+                listener.bind(new)
             finally:
                 os.umask(mask)
             listener.listen(128)
+            os.rename(new, self.path)
         except OSError as error:
             listener.close()
             log("nobody can wait here", path=self.path, error=str(error))
