@@ -445,7 +445,7 @@ class Agent:
             facts = delivery.host_facts(config.runtime_directory, config.imds)
             return delivery.collect(running.spool, trial.duty["collect"], dict(meta, host=facts))
 
-        self._reactor.work(work, done)
+        self._reactor.work(work, done, behind=True)
 
     def _ask(self, running: _Running) -> None:
         """Ask for grants, once on each connection: the answer may be lost with it, and both ends may remember the
@@ -465,7 +465,7 @@ class Agent:
                 self._later(running, failed)
             self._step(running, member.Uploaded(failed))
 
-        self._reactor.work(lambda: delivery.upload(running.spool, files, grants), done)
+        self._reactor.work(lambda: delivery.upload(running.spool, files, grants), done, behind=True)
 
     def _later(self, running: _Running, why: str) -> None:
         """Go on with a delivery after a pause."""

@@ -21,7 +21,7 @@ import socket
 import time
 import typing as t
 
-from . import mailbox, wire
+from . import mailbox, presigned, wire
 from .launcher import read_record, write_record
 from .log import log
 from .mailbox import IN, OUT, MailError
@@ -136,7 +136,7 @@ class Carrier:
             if readable:
                 self._take_lines()
 
-    def _signed(self, name: str, request: t.Callable[[str], mailbox.Answer]) -> mailbox.Answer:
+    def _signed(self, name: str, request: t.Callable[[str], presigned.Answer]) -> presigned.Answer:
         """Do a signed request with the first grant that is still good."""
         answer = None
         for grants in list(self._grants):

@@ -16,17 +16,13 @@ import hashlib
 import json
 import os
 import random
-import ssl
 import stat
 import sys
 import time
 import typing as t
 
-from . import wire
+from . import presigned, wire
 from .launcher import read_record, write_record
-
-if t.TYPE_CHECKING:
-    import http.client
 
 #: What the spool itself holds, in the order of upload; meta.json is last because it says that all is there.
 FIRST, LAST = ("stdout", "stderr"), "meta.json"
@@ -34,6 +30,8 @@ FIRST, LAST = ("stdout", "stderr"), "meta.json"
 TRIES, PAUSE = 6, 0.25
 #: Seconds without progress after which a connection is given up.
 STALL = 30.0
+#: Bytes of an answer to an upload: a refusal in a few words.
+ANSWER = 65536
 
 _CHUNK = 1024 * 1024
 
@@ -214,33 +212,37 @@ def instance(imds: str) -> t.Optional[t.Dict[str, t.Any]]:
 
 
 def upload(spool: str, files: t.Sequence[File], grants: t.Sequence[t.Mapping[str, t.Any]]) -> t.Dict[str, t.Any]:
+    """Upload files, each once the one before it is confirmed. ``failed`` says why it stopped, ``again`` that new grants may
+    help."""
     granted = {grant["path"]: grant for grant in grants}
+    client = presigned.Client(STALL, ANSWER)
     try:
         for file in files:
             if file["path"] not in granted:
                 raise DeliveryError("no grant for {}".format(file["path"]), again=True)
-            _put_patiently(spool, file, granted[file["path"]])
+            _put_patiently(client, spool, file, granted[file["path"]])
     except DeliveryError as error:
         return {"failed": str(error), "again": error.again}
+    finally:
+        client.close()
     return {"failed": None, "again": False}
 
 
-def _put_patiently(spool: str, file: File, grant: t.Mapping[str, t.Any]) -> None:
+def _put_patiently(client: presigned.Client, spool: str, file: File, grant: t.Mapping[str, t.Any]) -> None:
     """Upload one file; what may pass is tried again."""
-    import http.client
-
     pause = PAUSE
     for attempt in range(1, TRIES + 1):
         try:
-            status, text = _put(spool, file, grant)
-        except (OSError, http.client.HTTPException) as error:
-            status, text = 0, type(error).__name__ + ": " + str(error)
-        if status == 200:
+            answer = _put(client, spool, file, grant)
+        except (OSError, ValueError) as error:
+            answer = presigned.Answer(0, None, b"", f"{type(error).__name__}: {error}")
+        if answer.status == 200:
             return
-        problem = "{}: {} {}".format(file["path"], status or "no answer", text)
-        if status == 403:
+        problem = "{}: {}".format(file["path"], answer if answer.status else f"no answer {answer.code}")
+        if answer.status == 403:
             raise DeliveryError(problem, again=True)  # the grant's time is over, or the role may not
-        if status and status < 500 and status != 429 and "BadDigest" not in text and "RequestTimeout" not in text:
+        passing = answer.status >= 500 or answer.status == 429 or answer.code in ("BadDigest", "RequestTimeout")
+        if answer.status and not passing:
             raise DeliveryError(problem)
         if attempt == TRIES:
             raise DeliveryError(problem, again=True)
@@ -248,29 +250,11 @@ def _put_patiently(spool: str, file: File, grant: t.Mapping[str, t.Any]) -> None
         pause *= 2
 
 
-def _put(spool: str, file: File, grant: t.Mapping[str, t.Any]) -> t.Tuple[int, str]:
-    """One PUT: status and what the store says about a refusal. 200 means that it has found the checksum right."""
-    import http.client
-    import urllib.parse
-
-    parts = urllib.parse.urlsplit(grant["url"])
-    connection: http.client.HTTPConnection
-    if parts.scheme == "https":
-        connection = http.client.HTTPSConnection(
-            parts.hostname or "", parts.port, timeout=STALL, context=ssl.create_default_context()
-        )
-    else:
-        connection = http.client.HTTPConnection(parts.hostname or "", parts.port, timeout=STALL)
-    descriptor = open_inside(*source_of(spool, file["path"]))
-    with os.fdopen(descriptor, "rb") as stream, contextlib.closing(connection):
-        headers = {"content-length": str(file["size"])}
-        headers.update((name.lower(), value) for name, value in grant["headers"].items() if name.lower() != "host")
-        # The one thing that the agent adds by itself, should the grant not ask for it: the store must check what it
-        # got.
-        headers["x-amz-checksum-sha256"] = base64.b64encode(binascii.unhexlify(file["sha256"])).decode("ascii")
-        target = parts.path + ("?" + parts.query if parts.query else "")
-        connection.request("PUT", target, body=stream, headers=headers)
-        answer = connection.getresponse()
-        text = answer.read(2048).decode("utf-8", "replace")
-    code = text.partition("<Code>")[2].partition("</Code>")[0]
-    return answer.status, code or answer.reason or ""
+def _put(client: presigned.Client, spool: str, file: File, grant: t.Mapping[str, t.Any]) -> presigned.Answer:
+    """One PUT. Status 200 means that the store has found the checksum right."""
+    headers = {"content-length": str(file["size"])}
+    headers.update((name.lower(), value) for name, value in grant["headers"].items() if name.lower() != "host")
+    # The one thing that the agent adds by itself, should the grant not ask for it: the store must check what it got.
+    headers["x-amz-checksum-sha256"] = base64.b64encode(binascii.unhexlify(file["sha256"])).decode("ascii")
+    with os.fdopen(open_inside(*source_of(spool, file["path"])), "rb") as stream:
+        return client.request("PUT", grant["url"], headers, stream)

@@ -19,13 +19,9 @@ from __future__ import annotations
 
 import hashlib
 import hmac
-import ssl
 import typing as t
 
-from . import wire
-
-if t.TYPE_CHECKING:
-    import http.client
+from . import presigned, wire
 
 #: Bytes of one letter.
 LIMIT = 16 * 1024 * 1024
@@ -172,89 +168,32 @@ class Conversation:
 # ---- the object store ------------------------------------------------------------------------------------------------
 
 
-class Answer(t.NamedTuple):
-    """What the store says. `code` is S3's own word for a refusal."""
-
-    status: int
-    etag: t.Optional[str]
-    body: bytes
-    code: str
-
-    @property
-    def taken(self) -> bool:
-        """It is certain that a write has not met its condition."""
-        return self.status in (404, 409, 412)
-
-    def __str__(self) -> str:
-        return f"{self.status} {self.code}".rstrip()
-
-
 class Store:
-    """Signed requests over one connection that is kept. Blocks; for one thread."""
+    """Signed requests for letters. Blocks; for one thread."""
 
     #: Seconds without progress after which a request is given up.
     TIMEOUT = 10.0
 
     def __init__(self) -> None:
-        self._connection: t.Optional[http.client.HTTPConnection] = None
-        self._where: t.Tuple[str, str] = ("", "")
-        self._trust: t.Optional[ssl.SSLContext] = None
+        self._client = presigned.Client(self.TIMEOUT, LIMIT)
 
-    def get(self, url: str, known: t.Optional[str] = None) -> Answer:
+    def get(self, url: str, known: t.Optional[str] = None) -> presigned.Answer:
         """An object's content; status 304 if it is still the one with the ETag `known`."""
-        return self._request("GET", url, b"", {"If-None-Match": known} if known else {})
+        return self._request("GET", url, {"If-None-Match": known} if known else {})
 
-    def put(self, url: str, body: bytes, known: t.Optional[str]) -> Answer:
-        """Write an object, if it is still the one with the ETag `known`, or (None) if there is none."""
-        return self._request("PUT", url, body, {"If-Match": known} if known else {"If-None-Match": "*"})
+    def put(self, url: str, body: bytes, known: t.Optional[str]) -> presigned.Answer:
+        """Write an object, if it is still the one with the ETag `known`, or (None) if there is none. Should a repeated request
+        have come before, then its condition tells."""
+        return self._request("PUT", url, {"If-Match": known} if known else {"If-None-Match": "*"}, body)
 
-    def close(self) -> None:
-        if self._connection is not None:
-            self._connection.close()
-            self._connection = None
-
-    def _request(self, method: str, url: str, body: bytes, headers: t.Dict[str, str]) -> Answer:
+    def _request(
+        self, method: str, url: str, headers: t.Mapping[str, str], body: t.Optional[bytes] = None
+    ) -> presigned.Answer:
         """One request; `OSError` when there is no answer, `MailError` when it is too large for a letter."""
-        import http.client
-        import urllib.parse
-
-        parts = urllib.parse.urlsplit(url)
-        if (parts.scheme, parts.netloc) != self._where:
-            self.close()
-            self._where = (parts.scheme, parts.netloc)
-        target = parts.path + ("?" + parts.query if parts.query else "")
-        kept = self._connection is not None
         try:
-            if self._connection is None:
-                self._connection = self._connect(parts.scheme, parts.hostname or "", parts.port)
-            self._connection.request(method, target, body=body or None, headers=headers)
-            answer = self._connection.getresponse()
-            content = answer.read(LIMIT + 1)
-        except (OSError, http.client.HTTPException) as error:
-            self.close()
-            if kept and isinstance(error, (ConnectionError, http.client.BadStatusLine)):
-                # A kept connection that the store has closed meanwhile. Should the request have come after all, then a
-                # condition tells.
-                return self._request(method, url, body, headers)
-            raise error if isinstance(error, OSError) else OSError(f"{type(error).__name__}: {error}") from error
-        if answer.will_close or len(content) > LIMIT:
-            self.close()
-        if len(content) > LIMIT:
-            raise MailError(f"it is larger than {LIMIT} bytes")
-        code = ""
-        if answer.status >= 400:
-            text = content.decode("utf-8", "replace")
-            code = text.partition("<Code>")[2].partition("</Code>")[0] or answer.reason or ""
-        return Answer(answer.status, answer.getheader("ETag"), content, code)
-
-    def _connect(self, scheme: str, host: str, port: t.Optional[int]) -> http.client.HTTPConnection:
-        import http.client
-
-        if scheme != "https":
-            return http.client.HTTPConnection(host, port, timeout=self.TIMEOUT)
-        if self._trust is None:
-            self._trust = ssl.create_default_context()
-        return http.client.HTTPSConnection(host, port, timeout=self.TIMEOUT, context=self._trust)
+            return self._client.request(method, url, headers, body)
+        except ValueError as error:
+            raise MailError(str(error)) from error
 
 
 def checked_grants(value: t.Any) -> Grants:

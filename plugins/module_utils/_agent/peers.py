@@ -19,7 +19,7 @@ import threading
 import time
 import typing as t
 
-from . import mailbox, wire
+from . import mailbox, presigned, wire
 from .config import Config
 from .evidence import s3_client
 from .launcher import read_record, write_record
@@ -286,10 +286,10 @@ class Mailboxes:
                 found[entry["Key"][len(prefix) :]] = entry["ETag"]
         return found
 
-    def read(self, box: str, member: str) -> mailbox.Answer:
+    def read(self, box: str, member: str) -> presigned.Answer:
         return self._store().get(self._sign("get_object", box, member, 900))
 
-    def write(self, member: str, body: bytes, known: t.Optional[str]) -> mailbox.Answer:
+    def write(self, member: str, body: bytes, known: t.Optional[str]) -> presigned.Answer:
         """Write an inbox, if it is still the one with the ETag `known`."""
         return self._store().put(self._sign("put_object", IN, member, 900), body, known)
 

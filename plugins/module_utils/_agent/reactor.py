@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import gc
 import heapq
 import json
 import os
@@ -21,6 +22,9 @@ from .launcher import close_all_but
 from .log import log
 
 Callback = t.Callable[[], None]
+
+#: Of a child that has time: a tenth of a processor that others want, all of one that nobody wants.
+BEHIND = 10
 
 _PR_SET_PDEATHSIG = 1
 
@@ -85,6 +89,8 @@ class Reactor:
         self._children[pid] = callback
 
     def run(self) -> None:
+        # What is there by now stays. A child that collected garbage would write to all of it, and so copy it.
+        gc.freeze()
         while self._running:
             timeout = max(0.0, self._timers[0].due - time.monotonic()) if self._timers else None
             for key, _events in self._selector.select(timeout):
@@ -110,13 +116,16 @@ class Reactor:
 
     # -- short-lived children --
 
-    def work(self, job: t.Callable[[], t.Any], done: t.Callable[[t.Any], None]) -> int:
+    def work(self, job: t.Callable[[], t.Any], done: t.Callable[[t.Any], None], behind: bool = False) -> int:
         """Run `job` in a forked child; `done` gets what it returned (JSON), or None when it failed. Gives the process id.
 
-        What is slow or heavy goes here, so that the agent itself stays small and always answers.
+        What is slow or heavy goes here, so that the agent itself stays small and always answers. `behind` everything else that
+        wants the processor.
         """
 
         def run(out: int) -> None:
+            if behind:
+                os.nice(BEHIND)
             result = json.dumps(job()).encode("ascii")
             while result:
                 result = result[os.write(out, result) :]

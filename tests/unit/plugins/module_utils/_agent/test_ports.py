@@ -3,9 +3,13 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import pathlib
 import socket
+import typing as t
+
+import pytest
 
 from ansible_collections.startline.lab.plugins.module_utils._agent import ports
 
@@ -49,3 +53,22 @@ def test_what_is_new_is_named_with_its_owner_until_it_is_free() -> None:
         assert ports.describe(mine) == f"tcp port {port}, held by {mine['command']} (pid {os.getpid()})"
     assert ports.still_taken(found) == []
     assert ports.describe({**mine, "pid": None}) == f"tcp port {port}, held by nobody who can be seen"
+
+
+def test_the_kernel_says_the_same_by_netlink_and_in_proc(monkeypatch: pytest.MonkeyPatch) -> None:
+    with (
+        socket.create_server(("127.0.0.1", 0)) as four,
+        socket.create_server(("::1", 0), family=socket.AF_INET6) as six,
+    ):
+        mine = {listener.getsockname()[1] for listener in (four, six)}
+        quick = ports.taken()
+
+        def unknown(*_arguments: object) -> t.NoReturn:
+            raise FileNotFoundError(errno.ENOENT, "no handler of this family")
+
+        monkeypatch.setattr(ports, "_listening", unknown)
+        slow = ports.taken()
+        # Others may come and go meanwhile.
+        found = [{key: inode for key, inode in taken.items() if key[2] in mine} for taken in (quick, slow)]
+    assert found[0] == found[1]
+    assert {key[0] for key in found[0]} == {"tcp", "tcp6"}
