@@ -437,12 +437,18 @@ class FakeStore(http.server.ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), FakeHandler)
         self.objects: dict[str, bytes] = {}
         self.faults: list[int] = []
+        self.connections = 0
         self.url = f"http://127.0.0.1:{self.server_address[1]}"
         threading.Thread(target=self.serve_forever, args=(0.01,), daemon=True).start()
 
 
 class FakeHandler(http.server.BaseHTTPRequestHandler):
     server: FakeStore
+    protocol_version = "HTTP/1.1"
+
+    def setup(self) -> None:
+        self.server.connections += 1
+        super().setup()
 
     def do_PUT(self) -> None:
         body = self.rfile.read(int(self.headers["content-length"]))
@@ -512,6 +518,19 @@ def test_the_next_trial_does_not_wait_for_an_upload(make_world: Make, store: Fak
     assert (final["phase"], final["verdict"]) == ("settled", "valid")
 
 
+def test_a_delivery_goes_behind_what_runs_and_keeps_its_connection(make_world: Make, store: FakeStore) -> None:
+    world = make_world(1)
+    evidence = with_store(world, store)
+    world.start_all()
+    store.faults = [503] * 4  # it waits between tries, long enough to be looked at
+    world.run(world.trial("true", evidence=evidence), "--wait", "exited")
+    agent = world.pid("party-0")
+    assert os.getpriority(os.PRIO_PROCESS, agent) == 0
+    until(lambda: any(steps_back(pid) for pid in children(agent)), what="the upload")
+    assert world.run(world.trial("true", evidence=evidence))["verdict"] == "valid"
+    assert store.connections == 2, "the agent's for all its files and all its tries, and the rendezvous' for trial.json"
+
+
 def test_an_agent_killed_while_it_delivers_delivers_later(make_world: Make, store: FakeStore) -> None:
     world = make_world(1)
     evidence = with_store(world, store)
@@ -538,6 +557,18 @@ def test_an_agent_that_stands_by_costs_little(make_world: Make) -> None:
     status = pathlib.Path(f"/proc/{pid}/status").read_text()
     resident = int(next(line.split()[1] for line in status.splitlines() if line.startswith("VmRSS")))
     assert resident < 24 * 1024
+
+
+def children(pid: int) -> list[int]:
+    return [int(word) for word in pathlib.Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+def steps_back(pid: int) -> bool:
+    """Whether a process lets others go first, in a group of its own for the scheduler."""
+    try:
+        return os.getpriority(os.PRIO_PROCESS, pid) == 10 and os.getsid(pid) == pid
+    except ProcessLookupError:
+        return False
 
 
 def cpu(pid: int) -> float:
