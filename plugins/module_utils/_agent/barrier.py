@@ -469,7 +469,9 @@ class Barrier:
                 # The fence: no T was said in this epoch, so this is not its trial, whatever the message claims.
                 failed, state = f"said {state} before T was published", "connected"
         elif _ORDER[state] < _ORDER[member.state]:
-            return []  # overtaken by a newer report
+            # Overtaken by a newer report; or its agent has lost what it had come to, and says so.
+            member.failed = member.failed or failed
+            return []
         elif self.phase == "running" and state == "armed" and not failed and event.report["start_ns"] is None:
             return [Start(member.name, self.start_ns or 0)]  # T was lost on the way
         elif _ORDER[state] < _ORDER["armed"] and not failed:
@@ -676,6 +678,7 @@ class Barrier:
             problems = _clock_problems(member.report, self.submission["max_clock_error"])
             refused = self.submission["on_clock_error"] == "refuse"
             (invalid if refused else degraded).extend(f"{member.name}: {problem}" for problem in problems)
+            degraded += [f"{member.name} {problem}" for problem in _lateness(member.report)]
             degraded += [f"{member.name} left {what}" for what in _left_behind(member.report.get("exit"))]
             network = member.report.get("network")
             if network is not None and network["problem"] is not None:
@@ -822,6 +825,15 @@ def _clock_problems(report: t.Mapping[str, t.Any], limit: float) -> t.List[str]:
     if after is None and report.get("state") == "delivered":
         found.append("clock could not be measured again after the trial")
     return found
+
+
+def _lateness(report: t.Mapping[str, t.Any]) -> t.List[str]:
+    """That a member did not wait for T, because it heard of it too late."""
+    noticed, start = report.get("noticed_ns"), report.get("start_ns")
+    if noticed is None or start is None or noticed <= start:
+        return []
+    late = ((_late_ns(report) or 0) / 1e9, (noticed - start) / 1e9)
+    return ["started {:.3f} s late: T reached it {:.3f} s after T".format(*late)]
 
 
 def _left_behind(end: t.Optional[t.Mapping[str, t.Any]]) -> t.List[str]:

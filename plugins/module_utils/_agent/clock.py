@@ -111,14 +111,16 @@ class Clock(t.NamedTuple):
         """The bound at a later reading."""
         return self.bound_ns + wander_ns(self.reading, now)
 
-    def at_start(self, now: Reading) -> Clock:
-        """How well T was known when it had come."""
-        return self._replace(bound_ns=self.bound_at(now), stepped_ns=self._stepped_by(now))
+    def carried(self, now: Reading) -> Clock:
+        """The same at a later reading: the distance of CLOCK_MONOTONIC stands, less well known by what it may have drifted."""
+        offset_ns = self.steady_offset_ns + now.wall_ns - now.steady_ns
+        stepped = self._stepped_by(now)
+        return self._replace(offset_ns=offset_ns, bound_ns=self.bound_at(now), stepped_ns=stepped, **now._asdict())
 
     def renewed(self, found: Clock) -> Clock:
-        """The better of this measurement and a later one for the same T."""
-        better = found.bound_ns <= self.bound_at(found.reading)
-        return found._replace(stepped_ns=self._stepped_by(found.reading)) if better else self
+        """The better of this measurement and a later one for the same T, at the later one's reading."""
+        carried = self.carried(found.reading)
+        return found._replace(stepped_ns=carried.stepped_ns) if found.bound_ns <= carried.bound_ns else carried
 
     def _stepped_by(self, now: Reading) -> int:
         return self.stepped_ns + stepped_ns(self.reading, now)

@@ -101,8 +101,10 @@ def arm(spool: str, program: Program) -> Handle:
 
 def fire(handle: Handle, start_ns: int) -> None:
     """Give T (ns, this host's CLOCK_MONOTONIC) to a launcher. From here on it needs nobody."""
-    os.write(handle.go, struct.pack("!q", start_ns))
-    os.close(handle.go)
+    try:
+        os.write(handle.go, struct.pack("!q", start_ns))
+    finally:
+        os.close(handle.go)
 
 
 def release(handle: Handle) -> None:

@@ -390,9 +390,22 @@ class Trial:
             return [Save(), Say(), *self._deliver()]
         if found is None or self.over or self.committed:
             return []
-        # A wait for others is a long time for a clock: it may have been measured before.
-        self.clock = (found if self.clock is None else self._known.renewed(found)).to_json()
-        return self._maybe_armed(event.now_ns)
+        if self.clock is None:
+            self.clock = found.to_json()
+            return self._maybe_armed(event.now_ns)
+        # A wait for others is a long time for a clock: what it has become may decide whether this host can start.
+        before, self.clock = self.clock, self._known.renewed(found).to_json()
+        if not self.waits_for_others:
+            return self._maybe_armed(event.now_ns)
+        return [Save(), Say()] if self._says_more(before, self.clock) else []
+
+    def _says_more(self, before: t.Mapping[str, t.Any], after: t.Mapping[str, t.Any]) -> bool:
+        """Whether a new measurement changes what the rendezvous decides by: the limit of the trial, and the time to tell T."""
+        limit_ns = self.duty["max_clock_error"] * 1e9
+        for name in ("bound_ns", "stepped_ns", "offset_ns"):
+            if (abs(before[name]) > limit_ns) != (abs(after[name]) > limit_ns):
+                return True
+        return (after["rtt_ns"] or 0) > 2 * (before["rtt_ns"] or 0)
 
     def _on_Ready(self, event: Ready) -> t.List[Action]:
         self._ready = True
@@ -462,7 +475,7 @@ class Trial:
             "noticed_ns": known.to_rendezvous(event.noticed_ns),
             "fired_ns": known.to_rendezvous(event.fired_ns),
         }
-        self.clock = known.at_start(event.reading).to_json()
+        self.clock = known.carried(event.reading).to_json()
         return [Save(), Say()]
 
     def _on_Exited(self, event: Exited) -> t.List[Action]:
@@ -474,9 +487,9 @@ class Trial:
     def _on_LauncherGone(self, event: LauncherGone) -> t.List[Action]:
         if self.over:
             return []
-        if not self.reached("fired"):
+        if not self.committed or (event.why is not None and not self.reached("fired")):
             return self._fail(event.why or "the launcher was killed")
-        # What the command has written is evidence, although nobody knows how it ended.
+        # T had come, or was about to: what the command has written is evidence, although nobody knows how it ended.
         end = {
             "code": None,
             "signal": None,

@@ -606,6 +606,51 @@ def test_an_end_before_t_stops_the_others_at_t() -> None:
     assert [(type(a).__name__, a.member) for a in scene.tick(scene.barrier.wake_at - 1000)] == [("Stop", "b")]
 
 
+def test_a_failure_is_heard_although_the_state_was_further() -> None:
+    scene = Scene(on_early_exit="stop_on_failure")
+    scene.armed()
+    scene.now = 0.01
+    actions = scene.say("b", "prepared", failed="was not armed when T was said")
+    assert scene.barrier.members["b"] == barrier.Standing("armed", True, "was not armed when T was said")
+    assert actions == []
+    assert [(type(a).__name__, a.member) for a in scene.tick(1)] == [("Stop", "a")], "at T"
+    scene.say("a", "delivered", exit={**EXIT, "stopped": True})
+    result = scene.barrier.result()
+    assert result["phase"] == "settled"
+    assert result["reasons"] == ["b failed after it was armed: was not armed when T was said"]
+
+
+def test_a_host_that_was_made_anew_after_its_start_keeps_what_was_told() -> None:
+    scene = Scene()
+    scene.armed()
+    scene.all_say("fired")
+    scene.say("b", "connected", failed="knows nothing of this trial")
+    row = scene.barrier.result()["members"]["b"]
+    assert (row["state"], row["late_us"], row["reason"]) == ("fired", 100.0, "knows nothing of this trial")
+
+
+def test_who_heard_of_t_too_late_marks_the_trial() -> None:
+    scene = Scene()
+    scene.armed()
+    scene.all_say("fired")
+    scene.say("a", "delivered")
+    scene.say("b", "delivered", noticed_ns=400_000_010, fired_ns=500_000_010)
+    result = scene.barrier.result()
+    assert result["verdict"] == "degraded"
+    assert result["reasons"] == ["b started 0.500 s late: T reached it 0.400 s after T"]
+
+
+def test_a_clock_that_is_stepped_while_armed_can_be_refused_before_t() -> None:
+    scene = Scene(on_clock_error="refuse")
+    scene.connect("a", "b")
+    scene.say("a", "armed")
+    scene.say("a", "armed", clock={**CLOCK, "stepped_ns": 2 * 10**9})
+    scene.say("b", "armed")
+    result = scene.barrier.result()
+    assert (result["outcome"], result["start_ns"]) == ("aborted", None)
+    assert result["reasons"] == ["a: clock was stepped by +2.000 s before T"]
+
+
 @pytest.mark.parametrize(("percent", "expected"), [(0, 1), (1, 1), (50, 2), (51, 3), (75, 3), (99, 4), (100, 4)])
 def test_percentile(percent: float, expected: float) -> None:
     assert barrier.percentile([1, 2, 3, 4], percent) == expected
@@ -635,6 +680,7 @@ class Host:
         self.fires = 0
         self.shaped = False  # the trial has a network
         self.rules: int | None = None  # the phase that is in force
+        self.patience = float("inf")  # when it has waited long enough
         self.jobs: list[member.Shape | member.Unshape] = []
         self.waits = 0  # the generation of the barrier "x" that it has come to
         self.decided: dict[int, tuple[str, t.Any]] = {}
@@ -648,9 +694,11 @@ class Host:
             elif kind == "Say" and self.up:
                 self.world.send("rendezvous", self.name, ("report", {**self.trial.report()}))
             elif kind == "Arm":
+                assert self.launcher in ("ready", None), "armed again, over a command that was started"
                 self.launcher = "ready"
             elif kind == "Fire":
                 assert self.launcher in ("ready", None)
+                assert json.loads(self.disk or "")["start_ns"], "fired before the disk knew it"
                 if self.launcher == "ready":
                     self.launcher, self.start_here = "sleeping", t.cast(member.Fire, action).start_ns
             elif kind == "Release" and self.launcher == "ready":
@@ -682,8 +730,9 @@ class Host:
             return
         if kind == "prepare":
             if self.trial is None:
+                self.patience = self.world.seconds + what
                 network = {"phases": [{"at": 0}, {"at": 1}]} if self.shaped else None
-                self.trial = member.Trial(EPOCH, {"upload": False, "network": network})
+                self.trial = member.Trial(EPOCH, {"upload": False, "network": network, "max_clock_error": 0.05})
                 self.take(member.Prepared())
             else:
                 self.do([member.Say()])
@@ -722,6 +771,8 @@ class Host:
         if self.trial is None or not self.alive:
             return
         self.shape()
+        if self.world.seconds >= self.patience:
+            self.take(member.OutOfPatience())
         if self.launcher == "ready":
             self.take(member.Ready(self.world.wall_ns))
             self.take(member.Measured(clock.Clock(**CLOCK), self.world.wall_ns))
@@ -775,6 +826,9 @@ class Universe:
         self.begin = self.now
         self.published = 0
         self.roster: set[str] = set()
+        self.aborted = False
+        #: Of those who start: the furthest state and the first failure that the rendezvous was told since T was published.
+        self.told: dict[str, tuple[str, str | None]] = {}
         self.released: dict[int, int] = {}
 
     @property
@@ -791,12 +845,22 @@ class Universe:
     def event(self, event: barrier.Event) -> None:
         before = self.barrier.start_ns
         self.journal.append((event, self.now))
+        was = self.barrier.phase
         actions = self.barrier.step(event, self.now)
+        if isinstance(event, barrier.Abort) and was == "gathering":
+            self.aborted = True
+        if isinstance(event, barrier.Reported) and event.member in self.told:
+            state, failed = self.told[event.member]
+            furthest = max(state, event.report["state"], key=wire.STATES.index)
+            self.told[event.member] = (furthest, failed or event.report["failed"])
+        if was == "gathering" and self.barrier.outcome == "aborted":
+            self.check_names(self.barrier.result()["reasons"][0])
         if before is None and self.barrier.start_ns is not None:
             self.published += 1
             assert self.barrier.outcome is None
             self.roster = set(self.barrier.result()["roster"])
             assert all(self.barrier.members[name].ready for name in self.roster)
+            self.told = dict.fromkeys(self.roster, ("armed", None))
             for group in barrier.seats_of(self.trial):
                 assert group.least <= len(self.roster & set(group.members)) <= group.seats
             if self.trial["form"]:
@@ -807,7 +871,7 @@ class Universe:
     def perform(self, actions: t.Iterable[barrier.Action]) -> None:
         for action in actions:
             if isinstance(action, barrier.Prepare):
-                self.send(action.member, "", ("prepare", None))
+                self.send(action.member, "", ("prepare", action.patience))
             elif isinstance(action, barrier.Start):
                 self.send(action.member, "", ("start", action.start_ns))
             elif isinstance(action, barrier.Stop):
@@ -861,14 +925,50 @@ class Universe:
                 self.disconnect(host)
 
     def advance(self, seconds: float) -> None:
-        self.seconds += seconds
-        for host in self.hosts.values():
-            host.live()
-        if self.barrier.wake_at is not None and self.now.steady >= self.barrier.wake_at:
-            self.event(barrier.Tick())
+        """Time passes; alarms come when they are due."""
+        until = self.seconds + seconds
+        for _alarm in range(100):
+            wake = self.barrier.wake_at
+            due = until if wake is None else min(until, max(self.seconds, wake - at(0).steady))
+            self.seconds = due
+            for host in self.hosts.values():
+                host.live()
+            if wake is not None and self.now.steady >= wake:
+                self.event(barrier.Tick())
+            elif due >= until:
+                return
+        raise AssertionError("alarms without end")
+
+    def check_names(self, reason: str) -> None:
+        """Who gave up because others were missing names each of them, with its last state."""
+        members = self.barrier.members
+        for group in barrier.seats_of(self.trial):
+            missing = [name for name in group.members if not members[name].ready]
+            if reason.startswith("after ") and len(group.members) - len(missing) < group.least:
+                assert all(f"{name} ({members[name]})" in reason for name in missing), "not everybody is named"
+
+    def check_deadlines(self) -> None:
+        """Every wait ends in time."""
+        limits = {
+            "gathering": self.begin.steady + self.trial["deadline"],
+            "running": (self.barrier.start_ns or 0) / 1e9
+            - 4000
+            + self.trial["timeout"]
+            + wire.STOP_GRACE
+            + barrier.EXIT_SLACK,
+        }
+        if self.barrier.phase == "ended":
+            limits["ended"] = self.barrier.result()["ended"] - 4000 + self.trial["delivery_deadline"]
+        assert self.now.steady <= limits.get(self.barrier.phase, float("inf")) + 0.001, f"still {self.barrier.phase}"
 
     def check(self) -> None:
         assert self.published <= 1
+        self.check_deadlines()
+        for name, (state, failed) in self.told.items():
+            assert self.barrier.members[name].state == state, "the last state is not the one that was told"
+            assert (self.barrier.members[name].failed is None) == (failed is None), "a failure was not heard"
+        if self.aborted:
+            assert self.barrier.outcome == "aborted"
         for host in self.hosts.values():
             assert host.fires <= 1, "fired twice"
             if host.fires:
@@ -989,13 +1089,12 @@ def universes(draw: st.DrawFn, most: int = 6) -> Universe:
 @given(universes(), st.one_of(st.lists(STEPS, max_size=20), st.lists(STEPS, min_size=20, max_size=60)))
 def test_whatever_happens(universe: Universe, steps: list[tuple[str, t.Any]]) -> None:
     run_steps(universe, steps)
-    # Left alone, it ends: by its own alarms and nothing else.
-    alarms = 0
+    # Left alone, it ends: by its own alarms and nothing else. So does the wait of every host.
     while universe.barrier.wake_at is not None:
-        alarms += 1
-        assert alarms < 10 + len(universe.barrier.result()["barriers"])
         universe.advance(max(0.0, universe.barrier.wake_at - universe.now.steady))
         universe.check()
+    universe.advance(universe.trial["deadline"] + barrier.PATIENCE)
+    assert [host.name for host in universe.hosts.values() if host.alive and host.launcher == "ready"] == []
     result = universe.barrier.result()
     assert result["phase"] == "settled"
     assert set(result["members"]) == set(universe.hosts)
@@ -1004,6 +1103,9 @@ def test_whatever_happens(universe: Universe, steps: list[tuple[str, t.Any]]) ->
         # Every meeting was decided, and everyone has one role.
         assert all(m["reason"] is not None or m["released"] is not None for m in result["barriers"])
         assert {name for name, row in result["members"].items() if row["role"] == "starter"} == universe.roster
+        for name, (state, failed) in universe.told.items():
+            if failed is not None or state != "delivered":
+                assert any(reason.startswith(f"{name} ") for reason in result["reasons"]), f"{name} is not named"
     else:
         assert result["outcome"] in ("aborted", "reform")
     assert all(row["state"] in wire.STATES for row in result["members"].values())

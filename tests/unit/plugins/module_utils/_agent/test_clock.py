@@ -147,8 +147,10 @@ def after(seconds: float, step: int = 0, slew: int = 0) -> Reading:
 
 
 def test_a_step_before_t_moves_neither_t_nor_the_bound_and_is_told() -> None:
-    stepped, plain = BEFORE.at_start(after(2, step=-(2 * 10**9))), BEFORE.at_start(after(2))
-    assert stepped == plain._replace(stepped_ns=-2 * 10**9)
+    stepped, plain = BEFORE.carried(after(2, step=-(2 * 10**9))), BEFORE.carried(after(2))
+    assert stepped.stepped_ns == -2 * 10**9
+    assert (stepped.bound_ns, stepped.steady_offset_ns) == (plain.bound_ns, plain.steady_offset_ns)
+    assert stepped.offset_ns == plain.offset_ns - 2 * 10**9, "of its wall clock"
     assert stepped.to_steady(5) == BEFORE.to_steady(5)
     assert plain.bound_ns == 1000 + 500_000, "two seconds of what oscillators may differ by"
 
@@ -157,13 +159,18 @@ def test_a_new_measurement_does_not_hide_a_step() -> None:
     later = after(5, step=10**9)
     renewed = BEFORE.renewed(near(0, 900)._replace(**later._asdict()))
     assert (renewed.bound_ns, renewed.stepped_ns) == (900, 10**9)
-    assert renewed.at_start(after(6, step=3 * 10**9)).stepped_ns == 3 * 10**9
+    assert renewed.carried(after(6, step=3 * 10**9)).stepped_ns == 3 * 10**9
     worse = near(0, 10**9)._replace(**later._asdict())
-    assert BEFORE.renewed(worse) == BEFORE, "its step is seen at the start"
+    kept = BEFORE.renewed(worse)
+    assert (kept.stepped_ns, kept.steady_offset_ns) == (10**9, BEFORE.steady_offset_ns), (
+        "of the first, and the step is seen"
+    )
+    assert kept.bound_ns == BEFORE.bound_at(later)
+    assert kept.carried(after(6, step=3 * 10**9)).stepped_ns == 3 * 10**9
 
 
 def test_what_a_daemon_slews_is_no_step_but_widens_the_bound() -> None:
-    found = BEFORE.at_start(after(1, slew=80_000_000))
+    found = BEFORE.carried(after(1, slew=80_000_000))
     assert found.stepped_ns == 0
     assert found.bound_ns == 1000 + 250_000 + 80_000_000
 

@@ -22,7 +22,7 @@ def test_a_step_between_arming_and_t_moves_no_start(tmp_path: pathlib.Path) -> N
     world = clock_error.WrongWorld(tmp_path, ["party-0", "party-1"], random.Random(1))  # noqa: S311
     try:
         world.start("rendezvous", "party-0")
-        waiting = world.submit(world.trial("true", on_clock_error="refuse"))
+        waiting = world.submit(world.trial("true"))
         until(lambda: world.state("party-0") == "armed", what="arming")
         world.step("party-0", 0.0, 2.0)
         world.start("party-1")
@@ -30,9 +30,23 @@ def test_a_step_between_arming_and_t_moves_no_start(tmp_path: pathlib.Path) -> N
         row = result["members"]["party-0"]
         assert result["outcome"] == "completed"
         assert result["reasons"] == ["party-0: clock was stepped by +2.000 s before T"]
-        assert result["verdict"] == "invalid"
+        assert result["verdict"] == "degraded"
         true_late_us = (world.true_start("party-0", "r1") - result["start_ns"]) / 1e3
         assert abs(true_late_us - row["late_us"]) <= row["bound_us"] < 50_000
+    finally:
+        world.close()
+
+
+def test_a_step_while_others_are_waited_for_can_be_refused(tmp_path: pathlib.Path) -> None:
+    world = clock_error.WrongWorld(tmp_path, ["party-0", "party-1"], random.Random(1))  # noqa: S311
+    try:
+        world.start("rendezvous", "party-0")
+        waiting = world.submit(world.trial("true", on_clock_error="refuse"))
+        until(lambda: world.state("party-0") == "armed", what="arming")
+        world.step("party-0", 0.0, 2.0)
+        result = world.result(waiting)  # the next measurement sees it: nobody has to come for that
+        assert (result["outcome"], result["start_ns"]) == ("aborted", None)
+        assert result["reasons"] == ["party-0: clock was stepped by +2.000 s before T"]
     finally:
         world.close()
 

@@ -1,0 +1,79 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""One trial as a host sees it, in stories; test_barrier.py drives it through whatever may happen."""
+
+from __future__ import annotations
+
+import typing as t
+
+import pytest
+
+from ansible_collections.startline.lab.plugins.module_utils._agent import clock, member, wire
+
+EPOCH = wire.Epoch("run", "r1", 1)
+MS = 10**6
+GOOD = clock.Clock("ntp", 0, 1 * MS, rtt_ns=1 * MS)
+
+
+def kinds(actions: t.Iterable[member.Action]) -> list[str]:
+    return [type(action).__name__ for action in actions]
+
+
+def armed() -> member.Trial:
+    trial = member.Trial(EPOCH, {"upload": False, "network": None, "max_clock_error": 0.05})
+    trial.step(member.Prepared())
+    trial.step(member.Measured(GOOD, 0))
+    assert kinds(trial.step(member.Ready(0))) == ["Save", "Say"]
+    assert trial.state == "armed"
+    return trial
+
+
+def started() -> member.Trial:
+    trial = armed()
+    assert kinds(trial.step(member.StartSaid(10 * MS, 1000 * MS, 0))) == ["Save", "Fire"]
+    return trial
+
+
+@pytest.mark.parametrize(
+    ("found", "told"),
+    [
+        (GOOD, False),
+        (GOOD._replace(bound_ns=MS // 2), False),
+        (GOOD._replace(wall_ns=2 * 10**9, bound_ns=0), True),  # stepped
+        (GOOD._replace(wall_ns=2 * 10**9, bound_ns=60 * MS), True),  # and not well known since
+        (GOOD._replace(bound_ns=0, offset_ns=10**9), True),
+        (GOOD._replace(bound_ns=0, rtt_ns=3 * MS), True),
+        (GOOD._replace(bound_ns=60 * MS, rtt_ns=3 * MS), False),  # the one before is better, and is kept
+    ],
+)
+def test_what_a_clock_has_become_is_told_when_it_may_decide(found: clock.Clock, told: bool) -> None:
+    trial = armed()
+    actions = trial.step(member.Measured(found, 0))
+    assert kinds(actions) == (["Save", "Say"] if told else [])
+    assert trial.state == "armed"
+
+
+def test_a_clock_that_grows_too_old_is_told() -> None:
+    trial = armed()
+    hour = 3600 * 10**9
+    found = GOOD._replace(wall_ns=hour, steady_ns=hour, raw_ns=hour, bound_ns=100 * MS)
+    assert 50 * MS < found.bound_ns < GOOD.bound_at(found.reading)
+    assert kinds(trial.step(member.Measured(found, 0))) == ["Save", "Say"]
+
+
+def test_a_launcher_that_dies_once_t_was_accepted_leaves_evidence() -> None:
+    trial = started()
+    actions = trial.step(member.LauncherGone(20 * MS))
+    assert kinds(actions) == ["Save", "Say", "Measure"]
+    assert trial.failed is None
+    assert trial.exit is not None
+    assert trial.exit["detail"] == "its launcher was killed"
+    trial.step(member.Measured(GOOD, 30 * MS))
+    assert kinds(trial.step(member.Collected([]))) == ["Save", "Save", "Say"]
+    assert trial.state == "delivered"
+
+
+@pytest.mark.parametrize("accepted", [False, True])
+def test_a_command_that_cannot_be_started_is_a_failure(accepted: bool) -> None:
+    trial = started() if accepted else armed()
+    trial.step(member.LauncherGone(20 * MS, "cannot start the command: no such directory"))
+    assert (trial.state, trial.failed) == ("armed", "cannot start the command: no such directory")
