@@ -189,11 +189,15 @@ class Rendezvous:
         """One trial from its journal: when it was submitted, when (steady) its last event was, and the trial."""
         trial: t.Optional[_Trial] = None
         submitted = last = 0.0
+        whole = 0
         try:
             with open(path, "rb") as stream:
                 for line in stream:
                     if not line.endswith(b"\n"):
-                        break  # the last line of a rendezvous that was killed while it wrote
+                        # The last line of a rendezvous that was killed while it wrote. What comes next begins a new one.
+                        os.truncate(path, whole)
+                        break
+                    whole += len(line)
                     entry = json.loads(line.decode("utf-8"))
                     if "submission" in entry:
                         trial = _Trial(entry["submission"], path)
@@ -211,9 +215,23 @@ class Rendezvous:
         return (submitted, last, trial) if trial is not None else None
 
     def _write(self, trial: _Trial, entry: t.Mapping[str, t.Any]) -> None:
+        """Add a line to a journal, whole or not at all."""
         if trial.file is None:
             trial.file = open(trial.journal, "ab", buffering=0)  # noqa: SIM115  closed when the trial has settled
-        trial.file.write(wire.dump(entry))
+        end = trial.file.seek(0, os.SEEK_END)
+        left = wire.dump(entry)
+        try:
+            while left:
+                left = left[trial.file.write(left) :]
+        except OSError:
+            trial.file.truncate(end)
+            raise
+
+    def _give_up(self, trial: _Trial, error: OSError) -> t.NoReturn:
+        """End at once: what the disk does not have may neither be decided nor told. The service manager starts us again, we go
+        on from the journals, and the agents say again what is missing."""
+        log("journal unwritable", path=trial.journal, error=error.strerror)
+        os._exit(1)
 
     def _spawn(self, coroutine: t.Coroutine[t.Any, t.Any, None]) -> asyncio.Task[None]:
         """Run something beside; asyncio itself does not hold on to it."""
@@ -345,9 +363,11 @@ class Rendezvous:
         if trial.barrier.phase == "settled" and not isinstance(event, barrier.Reported):
             return
         entry = {"now": now, "event": type(event).__name__, "with": _event_to_json(event)}
-        actions = trial.barrier.step(event, now)
-        self._write(trial, entry)
-        self._tell(trial, actions)
+        try:
+            self._write(trial, entry)
+        except OSError as error:
+            self._give_up(trial, error)
+        self._tell(trial, trial.barrier.step(event, now))
         self._arrange(trial)
 
     def _tell(self, trial: _Trial, actions: t.Iterable[barrier.Action]) -> None:
@@ -367,7 +387,10 @@ class Rendezvous:
         for trial in undone:
             actions, trial.decided = trial.decided, []
             if trial.file is not None and any(not isinstance(a, (barrier.Prepare, barrier.Refuse)) for a in actions):
-                os.fdatasync(trial.file.fileno())
+                try:
+                    os.fdatasync(trial.file.fileno())
+                except OSError as error:
+                    self._give_up(trial, error)
             self._perform(trial, actions)
 
     def _arrange(self, trial: _Trial) -> None:
@@ -428,9 +451,13 @@ class Rendezvous:
             await self.traffic.clear()
             trial, action = self._duties[0]
             peer = self._peers.get(action.member)
-            if peer is not None and trial.barrier is not None and trial.barrier.phase == "gathering":
-                peer.send(self._prepare(trial, action))
-            self._duties.popleft()
+            try:
+                if peer is not None and trial.barrier is not None and trial.barrier.phase == "gathering":
+                    peer.send(self._prepare(trial, action))
+            except Exception as error:  # of one member: the others are to have theirs
+                log("cannot hand out", member=action.member, epoch=trial.epoch, error=repr(error))
+            finally:
+                self._duties.popleft()
 
     def _prepare(self, trial: _Trial, action: barrier.Prepare) -> bytes:
         """The message with a member's duty (`wire.DUTY`)."""
@@ -449,6 +476,14 @@ class Rendezvous:
         head = wire.encode("prepare", epoch=trial.epoch)
         return wire.merge(head, b'{"duty":' + wire.merge(duty, trial.shared(entry["site"]))[:-1] + b"}\n")
 
+    def _begin(self, trial: _Trial, now: barrier.Now) -> barrier.Barrier:
+        try:
+            self._write(trial, {"now": now, "event": "Turn"})
+        except OSError as error:
+            self._give_up(trial, error)
+        trial.barrier = barrier.Barrier(trial.submission, now)
+        return trial.barrier
+
     def _next_turn(self) -> None:
         """Begin with the oldest trial that waits, when none is under way."""
         for trial in self._trials.values():
@@ -457,13 +492,12 @@ class Rendezvous:
             if trial.barrier is None:
                 self._anchor = clock.read()
                 now = self._now()
-                self._write(trial, {"now": now, "event": "Turn"})
-                trial.barrier = barrier.Barrier(trial.submission, now)
+                begun = self._begin(trial, now)
                 log("trial begins", epoch=trial.epoch, members=len(trial.names))
                 for member in list(trial.names):
                     if member in self._peers:
                         self._event(trial, barrier.Connected(member))
-                        self._tell(trial, trial.barrier.greet(member, self._now()))
+                        self._tell(trial, begun.greet(member, self._now()))
                 self._arrange(trial)
                 self._spawn(self._compare_clock())
                 if trial.submission["evidence"] is not None:
@@ -555,10 +589,14 @@ class Rendezvous:
         if epoch.attempt < newest:
             raise RequestError(f"attempt {newest} of {epoch.trial} is known already: {epoch} is stale")
         journal = os.path.join(self._directory, f"{epoch.trial}.{epoch.attempt}.journal")
-        trial = self._trials[epoch] = _Trial(submission, journal)
-        self._write(trial, {"submission": submission, "at": time.time()})
-        if trial.file is not None:
-            os.fdatasync(trial.file.fileno())
+        trial = _Trial(submission, journal)
+        try:
+            self._write(trial, {"submission": submission, "at": time.time()})
+            if trial.file is not None:
+                os.fdatasync(trial.file.fileno())
+        except OSError as error:
+            raise RequestError(f"the rendezvous cannot write {journal}: {error.strerror}") from error
+        self._trials[epoch] = trial
         log("submitted", epoch=epoch, members=len(trial.names))
         self._next_turn()
         return trial
@@ -584,8 +622,7 @@ class Rendezvous:
                 continue
             if trial.barrier is None:
                 now = self._now()
-                self._write(trial, {"now": now, "event": "Turn"})
-                trial.barrier = barrier.Barrier(trial.submission, now)
+                self._begin(trial, now)
             self._event(trial, barrier.Abort(str(reason)[:1000]))
             return trial.result()
         raise RequestError("no such trial is under way")

@@ -6,10 +6,13 @@ from __future__ import annotations
 import asyncio
 import os
 import pathlib
+import resource
+import signal
+import typing as t
 
 import pytest
 
-from ansible_collections.startline.lab.plugins.module_utils._agent import config, rendezvous
+from ansible_collections.startline.lab.plugins.module_utils._agent import barrier, config, rendezvous, wire
 
 from .world import World
 
@@ -33,3 +36,81 @@ def test_the_time_daemon_is_asked_once_for_all_who_measure_at_once(
 
     asyncio.run(measure())
     assert asked.read_text() == "\n"
+
+
+def restored(world: World) -> rendezvous.Rendezvous:
+    """What starts after whatever was there before."""
+    desk = rendezvous.Rendezvous(config.load(str(world.directory / "rendezvous" / "agent.json")))
+    os.makedirs(desk._directory, exist_ok=True)
+    desk._restore()
+    return desk
+
+
+def test_a_journal_that_was_cut_anywhere_goes_on(tmp_path: pathlib.Path) -> None:
+    world = World(tmp_path, ["party-0", "party-1"])
+    epoch = wire.Epoch(world.trial()["run_id"], "r1", 1)
+
+    async def story() -> None:
+        desk = restored(world)
+        trial = desk.submit(world.trial())
+        desk._event(trial, barrier.Connected("party-0"))
+        journal = pathlib.Path(trial.journal)
+        whole = journal.read_bytes()
+        begun = whole.index(b"\n") + 1
+        assert whole.count(b"\n") == 3
+        for size in range(begun, len(whole) + 1):
+            journal.write_bytes(whole[:size])
+            again = restored(world)
+            again._next_turn()
+            again._event(again._trials[epoch], barrier.Connected("party-1"))
+            last = restored(world)._trials[epoch].barrier
+            assert last is not None
+            assert last.members["party-1"].state == "connected", f"cut after {size} bytes"
+        for size in (0, 1, begun - 1):  # never submitted, then
+            journal.write_bytes(whole[:size])
+            again = restored(world)
+            assert epoch not in again._trials
+            again.submit(world.trial())
+            assert epoch in restored(world)._trials
+
+    asyncio.run(story())
+
+
+def test_what_cannot_be_written_is_neither_decided_nor_told(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    world = World(tmp_path, ["party-0"])
+
+    class Ended(BaseException):
+        """Of the process."""
+
+    def end(status: int) -> t.NoReturn:
+        assert status == 1
+        raise Ended
+
+    async def story() -> None:
+        desk = restored(world)
+        trial = desk.submit(world.trial())
+        before = pathlib.Path(trial.journal).read_bytes()
+        assert trial.barrier is not None
+        standing = trial.barrier.members
+        monkeypatch.setattr(rendezvous.os, "_exit", end)
+        # Half a line is on the disk when it is full.
+        limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+        old = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (len(before) + 20, limits[1]))
+        try:
+            with pytest.raises(Ended):
+                desk._event(trial, barrier.Connected("party-0"))
+            with pytest.raises(rendezvous.RequestError, match=r"cannot write .*r2\.1\.journal: File too large"):
+                desk.submit(world.trial(trial_id="r2", command="x" * len(before)))
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+            signal.signal(signal.SIGXFSZ, old)
+        assert pathlib.Path(trial.journal).read_bytes() == before
+        assert trial.barrier.members == standing
+        assert trial.decided == []
+        assert "r2" not in [epoch.trial for epoch in desk._trials]
+
+    asyncio.run(story())
+    assert "journal unwritable" in capfd.readouterr().err
