@@ -951,7 +951,8 @@ def judge(
         baseline: without.
         tolerance: how far off it may be.
         total: the round trip asked for includes the baseline, which was compensated; else it was added.
-        of: how many pairs are judged: of a hundred networks that are right, one may be called wrong, not one of a hundred pairs.
+        of: how many findings of the network chance has a part in (`by_chance`): of a hundred networks that are right, one may be
+            called wrong, not one of a hundred findings.
     """
     allowed = tolerance or Tolerance()
     findings = _judge_pings(probe, measured, baseline, allowed, total, TAIL / of) if probe.pinged else []
@@ -959,6 +960,13 @@ def judge(
         low, high = probe.rate * (1 - allowed.rate), probe.rate * (1 + allowed.rate)
         findings.append(Finding("rate", "bit/s", probe.rate, measured.rate, low, high, measured.rate_problem))
     return findings
+
+
+def by_chance(probes: t.Iterable[Probe]) -> int:
+    """How many findings of these probes chance has a part in: the loss of each that is pinged; with jitter its round trip and
+    its jitter too.
+    """
+    return max(1, sum(3 if probe.jitter and probe.loss < 100 else 1 for probe in probes if probe.pinged))
 
 
 def _judge_pings(
@@ -1068,7 +1076,6 @@ def judge_check(
     """
     nothing = Measured(ping_problem="it was not measured")
     probes = probes_of(check)
-    pinged = sum(probe.pinged for probe in probes)
     results = [
         (
             probe,
@@ -1078,7 +1085,7 @@ def judge_check(
                 baseline.get(probe.pair) or baseline.get(probe.pair[::-1]) or nothing,
                 Tolerance.of(plan),
                 total=bool(delays),
-                of=max(1, pinged),
+                of=by_chance(probes),
             ),
         )
         for probe in probes

@@ -522,6 +522,25 @@ def test_rate(rate: float | None, expected: bool) -> None:
     assert right(asked(rate=10_000_000), Measured((80.2,) * 100, rate))["rate"] is expected
 
 
+@pytest.mark.parametrize(
+    ("link", "expected"),
+    [
+        ("{rtt: 80ms}", 6),
+        ("{rtt: 80ms, rate: 8mbit}", 6),
+        ("{rtt: 80ms, jitter: 1ms}", 18),
+        ("{rtt: 80ms, jitter: 1ms, loss: 100%}", 6),
+    ],
+)
+def test_what_chance_explains_is_shared_by_all_findings_that_it_has_a_part_in(link: str, expected: int) -> None:
+    plan = expanded(f"{{party: {{party: {link}}}}}")
+    found = check.probes_of(plan["checks"][1])
+    assert check.by_chance(found) == expected
+    times = Measured((80.2,) * 199 + (None,))
+    report = check.judge_check(plan, plan["checks"][1], {probe.pair: times for probe in found}, {}, attempt=1)
+    high = next(entry["high"] for entry in report["pairs"][0]["metrics"] if entry["metric"] == "loss")
+    assert high == check.loss_interval(found[0].loss, 200, 0.1, tail=check.TAIL / expected)[1]
+
+
 def test_of_many_right_pairs_few_are_called_wrong() -> None:
     one, many = (check.loss_interval(1, 200, 0, tail=check.TAIL / of) for of in (1, 45))
     assert many[1] > one[1]
@@ -530,7 +549,7 @@ def test_of_many_right_pairs_few_are_called_wrong() -> None:
     for _network in range(40):
         for _pair in range(45):
             measured = Measured(tuple(noise.gauss(80.2, 2) for _number in range(100)))
-            wrong += not all(finding.right for finding in check.judge(asked(jitter=2), measured, BARE, of=45))
+            wrong += not all(finding.right for finding in check.judge(asked(jitter=2), measured, BARE, of=3 * 45))
     assert wrong <= 2
 
 
