@@ -992,7 +992,9 @@ def _judge_pings(
         spread = None
         near = _without_hiccups(received, probe.jitter)
         if len(near) > 1:
-            noise = statistics.variance(baseline.received) if len(baseline.received) > 1 else 0.0
+            # One hiccup before the rules came, squared, would be more than all that they add.
+            bare_near = _without_hiccups(baseline.received, probe.jitter)
+            noise = statistics.variance(bare_near) if len(bare_near) > 1 else 0.0
             spread = math.sqrt(max(0.0, statistics.variance(near) - noise))
         # Of a normal distribution. A heavy tail makes the deviation of a sample vary about twice as much (kurtosis 8).
         chance = deviations / math.sqrt(2 * max(1, len(received) - 1)) * (2 if probe.skewed else 1)

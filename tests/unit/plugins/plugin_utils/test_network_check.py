@@ -484,6 +484,14 @@ def test_a_hiccup_of_the_host_is_no_jitter() -> None:
     assert not right(asked(jitter=1), Measured(tuple(noise.gauss(80.2, 3) for _number in range(200))))["jitter"]
 
 
+def test_a_hiccup_before_the_rules_came_takes_nothing_from_the_jitter() -> None:
+    noise = random.Random(1)  # noqa: S311
+    measured = Measured(tuple(noise.gauss(80.2, 1) for _number in range(200)))
+    for bare in ((0.2,) * 99 + (60.0,), (0.2,) * 97 + (30.0, 40.0, 50.0)):
+        findings = check.judge(asked(jitter=1), measured, Measured(bare))
+        assert all(finding.right for finding in findings)
+
+
 @pytest.mark.parametrize(
     ("percent", "packets", "lost", "expected"),
     [
