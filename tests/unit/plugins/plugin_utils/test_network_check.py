@@ -210,6 +210,49 @@ def test_a_check_is_short(count: int, link: str, limit: float) -> None:
     assert check.duration(check.steps_of(one)) < limit
 
 
+@pytest.mark.parametrize(
+    ("link", "tolerance", "told"),
+    [
+        ("{rtt: 80ms, loss: 1%}", "0.1%", True),
+        ("{rtt: 80ms, loss: 1%, rate: 2mbit}", "1%", True),
+        ("{rtt: 80ms, jitter: 1ms, loss: 1%}", "0.1%", True),
+        ("{rtt: 80ms, loss: 1%, loss_burst: 4}", "0.1%", True),
+        ("{loss: 100%}", "0.1%", True),
+        ("{rtt: 80ms, loss: 0.1%}", "0.1%", False),
+        ("{rtt: 80ms, loss: 1%}", "2%", False),
+    ],
+)
+def test_a_loss_is_told_from_none_or_it_is_said_that_it_cannot_be(link: str, tolerance: str, told: bool) -> None:
+    plan = expanded(f"{{party: {{party: {link}}}}}", count=6, tolerance={"loss": tolerance})
+    one = plan["checks"][1]
+    steps = [step for step in check.steps_of(one) if step.kind == "ping"]
+    assert check.duration(steps) < check.PING_LOSS_MS / 1e3 + 10
+    for step in steps:
+        assert step.interval >= max(3 * max(p.jitter for p in step.probes), len(step.probes) * check.PING_SPACING_MS)
+
+    def report(lost: float) -> dict[str, t.Any]:
+        times = {
+            probe.pair: Measured(((None,) * round(lost * step.count) + (80.2,) * step.count)[: step.count])
+            for step in steps
+            for probe in step.probes
+        }
+        return check.judge_check(plan, one, times, dict.fromkeys(times, BARE), attempt=1)
+
+    found = [
+        check.finding(entry) for pair in report(0)["pairs"] for entry in pair["metrics"] if entry["metric"] == "loss"
+    ]
+    assert {finding.right for finding in found} == {not told}
+    if not told:
+        assert (
+            found[0].said == f"{steps[0].count} packets and a tolerance of {tolerance[:-1]} % cannot tell it from none"
+        )
+        assert check.summary({"network-1": report(0)}) == "15 pairs as asked; loss of 15 not told for sure"
+        assert steps[0].count == check.PINGS, "what is in vain takes no time"
+    asked_for = check.probes_of(one)[0].loss / 100
+    good = [entry for pair in report(asked_for)["pairs"] for entry in pair["metrics"] if entry["metric"] == "loss"]
+    assert all(entry["right"] for entry in good)
+
+
 HOSTS = {f"party-{index}": {"address": f"10.0.0.{index + 1}"} for index in range(4)}
 
 
