@@ -52,6 +52,8 @@ PING_SPACING_MS: t.Final = 1
 PING_ORDER: t.Final = 3
 #: Milliseconds that a round of pings should not exceed.
 PING_ROUND_MS: t.Final = 6000
+#: Milliseconds that pings may take so that a loss can be told from none: on all links without jitter, and on all with it.
+PING_LOSS_MS: t.Final = 30000
 #: Bits of a ping on the wire, and the share of a rate that pings may take.
 PING_BITS: t.Final = 98 * 8
 PING_LOAD: t.Final = 0.2
@@ -108,6 +110,8 @@ class Probe:
     rated: bool = True
     #: What lies between them, in words.
     link: str = ""
+    #: Packets with which its loss can be told from none; 0 if no number can do it, or there is none.
+    enough: int = 0
 
     @property
     def pair(self) -> tuple[str, str]:
@@ -163,7 +167,9 @@ Results = t.Mapping[tuple[str, str], Measured]
 
 @dataclasses.dataclass(frozen=True)
 class Finding:
-    """One metric of one pair. `low` to `high` would have been right. `problem` is why nothing was measured."""
+    """One metric of one pair. `low` to `high` would have been right. `problem` is why nothing was measured, `doubt` what
+    cannot be told although the number is right.
+    """
 
     metric: str
     unit: str
@@ -172,10 +178,16 @@ class Finding:
     low: float
     high: float
     problem: str | None = None
+    doubt: str | None = None
 
     @property
     def right(self) -> bool:
         return self.measured is not None and self.low <= self.measured <= self.high
+
+    @property
+    def said(self) -> str:
+        """``as asked``."""
+        return (self.doubt or "as asked") if self.right else self.problem or "off"
 
     @property
     def excess(self) -> float:
@@ -237,6 +249,8 @@ def plan_checks(plan: Plan, *, seed: int, limit: int = ALL_PAIRS) -> list[dict[s
         # What changes while a trial runs is not measured; but what is there already has to be known to compensate it.
         phases = _phases(network) if plan["network_check"]["compensate"] else [network["links"]]
         start, *later = (plan_probes(links, members, seed=seed, limit=limit, direct=direct) for links in phases)
+        tolerance, tail = Tolerance.of(plan), TAIL / by_chance(start)
+        start = [dataclasses.replace(probe, enough=enough(probe, tolerance, tail)) for probe in start]
         if start or any(later):
             checks.append(_check(name, name, members, start))
         pinged = [probe for probes in (start, *later) for probe in probes if probe.pinged]
@@ -466,15 +480,23 @@ class Step:
 def schedule(probes: t.Sequence[Probe], count: int = PINGS) -> list[Step]:
     """What runs when. Pings on links without jitter go all at once; with it in rounds, for a packet that follows another
     too soon waits for it, whoever sent it; rates in rounds too, for they would share what they measure.
+
+    Where packets are lost, as many go as tell it from none, closer to each other if need be; where there is no time for
+    that, as many as elsewhere.
     """
     steps: list[Step] = []
     at = 0.0
     pinged = [probe for probe in probes if probe.pinged]
     still = [probe for probe in pinged if not probe.jitter]
-    for together in [still] * bool(still) + rounds([probe for probe in pinged if probe.jitter]):
+    in_turn = rounds([probe for probe in pinged if probe.jitter])
+    for together in [still] * bool(still) + in_turn:
         interval = _interval(together)
         most = count if together is still else min(count, FEWER_PINGS)
         packets = min(most, max(LEAST_PINGS, PING_ROUND_MS // interval))
+        time, least = PING_LOSS_MS // (1 if together is still else len(in_turn)), _interval(together, hurried=True)
+        wanted = max((probe.enough for probe in together if probe.enough * least <= time), default=0)
+        if wanted > packets:
+            packets, interval = wanted, max(least, min(interval, time // wanted))
         seconds = (packets * interval + max(probe.rtt + 4 * probe.jitter for probe in together)) / 1e3 + START_SLACK
         by_source: dict[str, list[Probe]] = {}
         for probe in together:
@@ -509,8 +531,8 @@ def steps_of(check: t.Mapping[str, t.Any]) -> list[Step]:
     return schedule(probes_of(check), FEWER_PINGS if check["network"] is None else PINGS)
 
 
-def _interval(probes: t.Sequence[Probe]) -> int:
-    """Milliseconds between two packets of a pair, when all these are pinged at once."""
+def _interval(probes: t.Sequence[Probe], hurried: bool = False) -> int:
+    """Milliseconds between two packets of a pair, when all these are pinged at once; `hurried`: at least."""
     busy = collections.Counter(name for probe in probes for name in probe.pair)
     most = max(busy.values())
     # Packets keep their order: one that follows too soon waits for a late one in front of it.
@@ -519,7 +541,8 @@ def _interval(probes: t.Sequence[Probe]) -> int:
     slowest = min((probe.slowest for probe in probes if probe.slowest), default=0)
     load = most * PING_BITS * 1000 / (PING_LOAD * slowest) if slowest else 0
     # Alone on its link a packet may follow sooner, so that rounds are short.
-    least = PING_ROUND_INTERVAL_MS if order else max(PING_INTERVAL_MS, most * PING_SPACING_MS)
+    usual = 0 if hurried else PING_ROUND_INTERVAL_MS if order else PING_INTERVAL_MS
+    least = max(usual, 0 if order else most * PING_SPACING_MS, PING_SPACING_MS)
     return math.ceil(max(least, order, load))
 
 
@@ -951,7 +974,8 @@ def judge(
         baseline: without.
         tolerance: how far off it may be.
         total: the round trip asked for includes the baseline, which was compensated; else it was added.
-        of: how many pairs are judged: of a hundred networks that are right, one may be called wrong, not one of a hundred pairs.
+        of: how many findings of the network chance has a part in (`by_chance`): of a hundred networks that are right, one may be
+            called wrong, not one of a hundred findings.
     """
     allowed = tolerance or Tolerance()
     findings = _judge_pings(probe, measured, baseline, allowed, total, TAIL / of) if probe.pinged else []
@@ -959,6 +983,13 @@ def judge(
         low, high = probe.rate * (1 - allowed.rate), probe.rate * (1 + allowed.rate)
         findings.append(Finding("rate", "bit/s", probe.rate, measured.rate, low, high, measured.rate_problem))
     return findings
+
+
+def by_chance(probes: t.Iterable[Probe]) -> int:
+    """How many findings of these probes chance has a part in: the loss of each that is pinged; with jitter its round trip and
+    its jitter too.
+    """
+    return max(1, sum(3 if probe.jitter and probe.loss < 100 else 1 for probe in probes if probe.pinged))
 
 
 def _judge_pings(
@@ -984,7 +1015,9 @@ def _judge_pings(
         spread = None
         near = _without_hiccups(received, probe.jitter)
         if len(near) > 1:
-            noise = statistics.variance(baseline.received) if len(baseline.received) > 1 else 0.0
+            # One hiccup before the rules came, squared, would be more than all that they add.
+            bare_near = _without_hiccups(baseline.received, probe.jitter)
+            noise = statistics.variance(bare_near) if len(bare_near) > 1 else 0.0
             spread = math.sqrt(max(0.0, statistics.variance(near) - noise))
         # Of a normal distribution. A heavy tail makes the deviation of a sample vary about twice as much (kurtosis 8).
         chance = deviations / math.sqrt(2 * max(1, len(received) - 1)) * (2 if probe.skewed else 1)
@@ -993,7 +1026,12 @@ def _judge_pings(
         findings.append(Finding("jitter", "ms", probe.jitter, spread, low, high, measured.ping_problem))
     lost = 100 * (1 - len(received) / sent) if sent else None
     low, high = loss_interval(probe.loss, sent, allowed.loss_percent, probe.correlation, tail)
-    findings.append(Finding("loss", "%", probe.loss, lost, low, high, measured.ping_problem))
+    doubt = f"{sent} packets and a tolerance of {allowed.loss_percent:g} % cannot tell it from none"
+    findings.append(
+        Finding(
+            "loss", "%", probe.loss, lost, low, high, measured.ping_problem, doubt if probe.loss and not low else None
+        )
+    )
     return findings
 
 
@@ -1025,6 +1063,16 @@ def loss_interval(
     # Half a packet on each side: with correlation the measured share lies between two of the counted ones.
     half = 0.0 if correlation == 1 else 0.5
     return 100 * max(0.0, least - half) / count, 100 * min(count, most + half) / count
+
+
+def enough(probe: Probe, tolerance: Tolerance, tail: float = TAIL) -> int:
+    """Packets of which none lost would be wrong: that all arrive is less likely than `tail` with the least loss that is right.
+    0 where the tolerance is no less than the loss, or there is none.
+    """
+    share = (probe.loss - tolerance.loss_percent) / 100
+    if share <= 0 or share >= 1:
+        return int(share > 0)
+    return math.ceil((math.floor(math.log(tail) / math.log1p(-share)) + 1) * probe.correlation)
 
 
 def _quantile(share: float, count: int, level: float) -> int:
@@ -1068,7 +1116,6 @@ def judge_check(
     """
     nothing = Measured(ping_problem="it was not measured")
     probes = probes_of(check)
-    pinged = sum(probe.pinged for probe in probes)
     results = [
         (
             probe,
@@ -1078,7 +1125,7 @@ def judge_check(
                 baseline.get(probe.pair) or baseline.get(probe.pair[::-1]) or nothing,
                 Tolerance.of(plan),
                 total=bool(delays),
-                of=max(1, pinged),
+                of=by_chance(probes),
             ),
         )
         for probe in probes
@@ -1179,6 +1226,12 @@ def deviations(network: t.Mapping[str, t.Any]) -> list[str]:
     return [text for _excess, _number, text in sorted(found)]
 
 
+def doubts(findings: t.Iterable[Finding]) -> str:
+    """What could not be told of these: ``; loss of 3 not told for sure``, empty where there is nothing of the kind."""
+    found = collections.Counter(finding.metric for finding in findings if finding.right and finding.doubt)
+    return "".join(f"; {metric} of {number} not told for sure" for metric, number in found.items())
+
+
 def summary(reports: t.Mapping[str, t.Mapping[str, t.Any]]) -> str:
     """One line on what was measured of all networks."""
     pairs = sum(len({frozenset((pair["from"], pair["to"])) for pair in report["pairs"]}) for report in reports.values())
@@ -1190,7 +1243,8 @@ def summary(reports: t.Mapping[str, t.Mapping[str, t.Any]]) -> str:
     ]
     reasons = [reason for report in reports.values() for reason in report["reasons"]]
     if not reasons:
-        return f"{pairs} pair{'' if pairs == 1 else 's'} as asked"
+        own = (finding(entry) for report in reports.values() for pair in report["pairs"] for entry in pair["metrics"])
+        return f"{pairs} pair{'' if pairs == 1 else 's'} as asked{doubts(own)}"
     more = f" (and {len(reasons) - 1} more)" if len(reasons) > 1 else ""
     noun = "pair" if pairs == 1 else "pairs"
     return f"{len(set(wrong))} of {pairs} {noun} off: {reasons[0]}{more}" if wrong else f"{reasons[0]}{more}"

@@ -190,7 +190,9 @@ class Network:
         """``15 pairs as asked``."""
         if self.problems:
             return f"cannot be made: {self.problems[0]}"
-        return f"{_count_ends(self.off)} of {_pairs(self.pairs)} off" if self.off else f"{_pairs(self.pairs)} as asked"
+        if self.off:
+            return f"{_count_ends(self.off)} of {_pairs(self.pairs)} off"
+        return f"{_pairs(self.pairs)} as asked{_network_check.doubts(one for pair in self.pairs for one in pair[3])}"
 
     @property
     def kinds(self) -> list[dict[str, t.Any]]:

@@ -210,6 +210,49 @@ def test_a_check_is_short(count: int, link: str, limit: float) -> None:
     assert check.duration(check.steps_of(one)) < limit
 
 
+@pytest.mark.parametrize(
+    ("link", "tolerance", "told"),
+    [
+        ("{rtt: 80ms, loss: 1%}", "0.1%", True),
+        ("{rtt: 80ms, loss: 1%, rate: 2mbit}", "1%", True),
+        ("{rtt: 80ms, jitter: 1ms, loss: 1%}", "0.1%", True),
+        ("{rtt: 80ms, loss: 1%, loss_burst: 4}", "0.1%", True),
+        ("{loss: 100%}", "0.1%", True),
+        ("{rtt: 80ms, loss: 0.1%}", "0.1%", False),
+        ("{rtt: 80ms, loss: 1%}", "2%", False),
+    ],
+)
+def test_a_loss_is_told_from_none_or_it_is_said_that_it_cannot_be(link: str, tolerance: str, told: bool) -> None:
+    plan = expanded(f"{{party: {{party: {link}}}}}", count=6, tolerance={"loss": tolerance})
+    one = plan["checks"][1]
+    steps = [step for step in check.steps_of(one) if step.kind == "ping"]
+    assert check.duration(steps) < check.PING_LOSS_MS / 1e3 + 10
+    for step in steps:
+        assert step.interval >= max(3 * max(p.jitter for p in step.probes), len(step.probes) * check.PING_SPACING_MS)
+
+    def report(lost: float) -> dict[str, t.Any]:
+        times = {
+            probe.pair: Measured(((None,) * round(lost * step.count) + (80.2,) * step.count)[: step.count])
+            for step in steps
+            for probe in step.probes
+        }
+        return check.judge_check(plan, one, times, dict.fromkeys(times, BARE), attempt=1)
+
+    found = [
+        check.finding(entry) for pair in report(0)["pairs"] for entry in pair["metrics"] if entry["metric"] == "loss"
+    ]
+    assert {finding.right for finding in found} == {not told}
+    if not told:
+        assert (
+            found[0].said == f"{steps[0].count} packets and a tolerance of {tolerance[:-1]} % cannot tell it from none"
+        )
+        assert check.summary({"network-1": report(0)}) == "15 pairs as asked; loss of 15 not told for sure"
+        assert steps[0].count == check.PINGS, "what is in vain takes no time"
+    asked_for = check.probes_of(one)[0].loss / 100
+    good = [entry for pair in report(asked_for)["pairs"] for entry in pair["metrics"] if entry["metric"] == "loss"]
+    assert all(entry["right"] for entry in good)
+
+
 HOSTS = {f"party-{index}": {"address": f"10.0.0.{index + 1}"} for index in range(4)}
 
 
@@ -484,6 +527,14 @@ def test_a_hiccup_of_the_host_is_no_jitter() -> None:
     assert not right(asked(jitter=1), Measured(tuple(noise.gauss(80.2, 3) for _number in range(200))))["jitter"]
 
 
+def test_a_hiccup_before_the_rules_came_takes_nothing_from_the_jitter() -> None:
+    noise = random.Random(1)  # noqa: S311
+    measured = Measured(tuple(noise.gauss(80.2, 1) for _number in range(200)))
+    for bare in ((0.2,) * 99 + (60.0,), (0.2,) * 97 + (30.0, 40.0, 50.0)):
+        findings = check.judge(asked(jitter=1), measured, Measured(bare))
+        assert all(finding.right for finding in findings)
+
+
 @pytest.mark.parametrize(
     ("percent", "packets", "lost", "expected"),
     [
@@ -522,6 +573,25 @@ def test_rate(rate: float | None, expected: bool) -> None:
     assert right(asked(rate=10_000_000), Measured((80.2,) * 100, rate))["rate"] is expected
 
 
+@pytest.mark.parametrize(
+    ("link", "expected"),
+    [
+        ("{rtt: 80ms}", 6),
+        ("{rtt: 80ms, rate: 8mbit}", 6),
+        ("{rtt: 80ms, jitter: 1ms}", 18),
+        ("{rtt: 80ms, jitter: 1ms, loss: 100%}", 6),
+    ],
+)
+def test_what_chance_explains_is_shared_by_all_findings_that_it_has_a_part_in(link: str, expected: int) -> None:
+    plan = expanded(f"{{party: {{party: {link}}}}}")
+    found = check.probes_of(plan["checks"][1])
+    assert check.by_chance(found) == expected
+    times = Measured((80.2,) * 199 + (None,))
+    report = check.judge_check(plan, plan["checks"][1], {probe.pair: times for probe in found}, {}, attempt=1)
+    high = next(entry["high"] for entry in report["pairs"][0]["metrics"] if entry["metric"] == "loss")
+    assert high == check.loss_interval(found[0].loss, 200, 0.1, tail=check.TAIL / expected)[1]
+
+
 def test_of_many_right_pairs_few_are_called_wrong() -> None:
     one, many = (check.loss_interval(1, 200, 0, tail=check.TAIL / of) for of in (1, 45))
     assert many[1] > one[1]
@@ -530,7 +600,7 @@ def test_of_many_right_pairs_few_are_called_wrong() -> None:
     for _network in range(40):
         for _pair in range(45):
             measured = Measured(tuple(noise.gauss(80.2, 2) for _number in range(100)))
-            wrong += not all(finding.right for finding in check.judge(asked(jitter=2), measured, BARE, of=45))
+            wrong += not all(finding.right for finding in check.judge(asked(jitter=2), measured, BARE, of=3 * 45))
     assert wrong <= 2
 
 
