@@ -390,12 +390,9 @@ class Agent:
         waiting += [running for running in self._trials.values() if running.trial.waits_for_others]
         for running in waiting:
             self._step(running, member.Measured(found, time.monotonic_ns()))
-        if any(running.trial.waits_for_others for running in waiting):
-            if self._again is not None:
-                self._again.cancel()
-            self._again = self._reactor.after(MEASURE_AGAIN, self._measure_again)
 
     def _measure_again(self) -> None:
+        self._again = None
         for running in list(self._trials.values()):
             if running.trial.waits_for_others:
                 self._measure(running)
@@ -481,6 +478,9 @@ class Agent:
         after = running.trial.state, running.trial.failed
         if after != before:
             log("trial", epoch=running.trial.epoch, state=after[0], **({"failed": after[1]} if after[1] else {}))
+        if running.trial.waits_for_others and self._again is None:
+            # Whichever came last of what makes it armed, the measurement or something else.
+            self._again = self._reactor.after(MEASURE_AGAIN, self._measure_again)
         if running.trial.over:
             self._waiters.over(running.trial.epoch)
         if running.trial.over and self._waiting is not None:
