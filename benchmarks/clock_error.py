@@ -12,6 +12,8 @@ has to hold in every trial, for every member:
 
     |true start - (T + reported lateness)| <= reported bound
 
+and every step between arming and exit has to be a reason of the verdict.
+
 The last columns show how much of the bound was needed, and that it is not true for want of trying: what the same starts
 would have missed T by, had each host gone by its own wall clock.
 """
@@ -36,6 +38,8 @@ from ansible_collections.startline.lab.tests.unit.plugins.module_utils._agent.wo
 
 #: Offset (s), drift (s/s), step (s), and slew (s/s; chronyd's own limit is 83,333 ppm) at most.
 OFFSET, DRIFT, STEP, SLEW = 2.0, 200e-6, 2.0, 80e-3
+#: A step above it (s), which is the trials' `max_clock_error`, is a reason.
+LIMIT = 0.05
 
 # Put in front of the agent: Python imports `sitecustomize` before anything else.
 WRONG = r"""
@@ -167,6 +171,10 @@ class WrongWorld(World):
         self.write(f"{member}/clock.events.new", json.dumps(self.events[member]))
         os.replace(self.directory / member / "clock.events.new", self.directory / member / "clock.events")
 
+    def steps(self, member: str, begin_ns: float, end_ns: float) -> list[float]:
+        """The steps (s) of the member's wall clock between two instants of the true time."""
+        return [step / 1e9 for at, step in self.events[member]["steps"] if begin_ns < at + self.true_base_ns < end_ns]
+
     def true_start(self, member: str, trial_id: str) -> int:
         return int((self.directory / member / f"clock.{trial_id}").read_text())
 
@@ -178,6 +186,8 @@ class Row(t.NamedTuple):
     bound: float
     late: float
     wall: float
+    #: Steps above the limit (s) that were made between arming and exit, whether the report has any, and whether it is a reason.
+    steps: list[float]
     stepped: bool
     told: bool
     accused: bool
@@ -190,7 +200,7 @@ def run_trial(world: WrongWorld, chance: random.Random, trial_id: str) -> tuple[
         world.step(stepping, chance.uniform(0.0, 0.9), chance.choice((-1, 1)) * chance.uniform(0.1, STEP))
     if chance.random() < 0.5:
         world.slew(chance.choice(world.members), chance.uniform(0.0, 0.9), 0.3, chance.uniform(-SLEW, SLEW))
-    result = world.run(world.trial("sleep 0.3", trial_id, deadline=60))
+    result = world.run(world.trial("sleep 0.3", trial_id, deadline=60, max_clock_error=LIMIT))
     if result["outcome"] != "completed":
         raise SystemExit(f"{trial_id} failed: {result['reasons']}")
     rows, trues, low, high = [], [], [], []
@@ -202,14 +212,17 @@ def run_trial(world: WrongWorld, chance: random.Random, trial_id: str) -> tuple[
         high.append(late_ns + row["bound_us"] * 1e3)
         told = any(reason.startswith(f"{name}:") and "stepped" in reason for reason in result["reasons"])
         accused = any(reason.startswith(f"{name}:") and "drifted" in reason for reason in result["reasons"])
-        steps = max(abs(row["clock_step_s"]), abs(row["clock"]["stepped_s"])) > 0.05
+        stepped = max(abs(row["clock_step_s"]), abs(row["clock"]["stepped_s"])) > LIMIT
+        # The rendezvous' clock, which is the true one; the exit is known to the bound.
+        steps = world.steps(name, row["armed_at"] * 1e9, row["exited_at"] * 1e9 - row["bound_us"] * 1e3)
         rows.append(
             Row(
                 (true - late_ns) / 1e3,
                 row["bound_us"],
                 row["late_us"],
                 row["clock"]["offset_s"] * 1e6,
-                steps,
+                [step for step in steps if abs(step) > LIMIT],
+                stepped,
                 told,
                 accused,
             )
@@ -240,6 +253,9 @@ def violations(found: list[tuple[list[Row], float, float]]) -> list[str]:
                 wrong.append(f"r{number} party-{rank}: {row.error:.0f} us from the report, bound {row.bound:.0f}")
             if row.accused:
                 wrong.append(f"r{number} party-{rank}: drift is a reason, and there was none that is not explained")
+            if row.steps and not row.told:
+                step = ", ".join(f"{step:+.3f} s" for step in row.steps)
+                wrong.append(f"r{number} party-{rank}: a step of {step} between arming and exit is no reason")
             if row.stepped != row.told:
                 wrong.append(f"r{number} party-{rank}: a step is {'not ' if row.stepped else ''}a reason")
     return wrong
@@ -256,7 +272,8 @@ def main() -> None:
     rows = [row for trial, _skew, _allowed in found for row in trial]
     print(
         f"{options.members} members, {options.trials} trials, seed {options.seed}: offsets to {OFFSET:g} s, "
-        f"drifts to {DRIFT * 1e6:g} ppm, slews to {SLEW:.0%}, {sum(row.stepped for row in rows)} steps to {STEP:g} s; microseconds"
+        f"drifts to {DRIFT * 1e6:g} ppm, slews to {SLEW:.0%}, steps to {STEP:g} s; microseconds\n"
+        f"  {sum(len(row.steps) for row in rows)} steps between arming and exit, {sum(row.told for row in rows)} reasons"
     )
     table = {
         "|true start - reported|": [abs(row.error) for row in rows],

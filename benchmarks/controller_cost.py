@@ -3,9 +3,10 @@
 
     python benchmarks/controller_cost.py [--members 8 32 128 1000]
 
-Rendering the commands, checking and packing the submission, reading the result and judging it; the wait in between is one
-ssh to one host, whatever N is, whose cost is measured in the same run (`ssh -V`, a process that does nothing). The floor: what
-packing and reading the same amount of JSON takes.
+Rendering the commands, checking and packing the submission, reading the result and judging it. The floor: what packing and
+reading the same amount of JSON takes. Beside them, what Ansible costs for any task on one host: an `ansible` command that
+pings this machine. What a whole command with a trial costs, connection and Ansible's own work on its arguments with it, is
+measured by start_rivals.py.
 """
 
 from __future__ import annotations
@@ -77,7 +78,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="CPU of the controller per trial.")
     parser.add_argument("--members", type=int, nargs="+", default=[8, 32, 128, 1000])
     options = parser.parse_args()
-    print(f"one ssh that does nothing: {child(['ssh', '-V']):.1f} ms of CPU")
+    ansible = str(pathlib.Path(sys.executable).with_name("ansible"))
+    words = [ansible, "localhost", "-i", "/dev/null", "-m", "ansible.builtin.ping"]
+    print(f"an ansible command that pings this machine: {child(words):.0f} ms of CPU")
     titles = ("render ms", "check, pack ms", "read, judge ms", "total ms", "JSON alone ms", "KiB out, in")
     print(f"{'N':>6}" + "".join(f"{title:>16}" for title in titles))
     for members in options.members:

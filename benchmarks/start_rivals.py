@@ -8,7 +8,7 @@ nothing is estimated. Per way and N, over the repeats: the median and the worst 
 and the barrier it goes on for a while, as experiments do: on two processors, what follows an end would delay others' starts. The
 rivals would only be slower by it.
 
-    floor      N processes of this machine, forked before, that sleep to an absolute instant and exec: what waking them costs here
+    floor      N processes of this machine that are ready before, sleep to an absolute instant and exec: what waking them costs here
     barrier    startline.lab.start_barrier's own submission, through the agents
     s3 poll    each host puts an object, then lists the prefix every 0.5 s until the count is N (how a shell script does it)
     ansible    ansible -f 50 -m raw, over warm connections
@@ -43,7 +43,7 @@ sys.path[:0] = [str(ROOT / "collections"), str(ROOT)]
 
 import boto3  # noqa: E402
 
-from ansible_collections.startline.lab.plugins.module_utils._agent import launcher  # noqa: E402
+from benchmarks import floor  # noqa: E402
 from tests.support.commands import ENDPOINT, EXPERIMENTS, localcloud  # noqa: E402
 from tests.support.lab import Lab, until  # noqa: E402
 
@@ -77,22 +77,10 @@ def spread(stamps: t.Sequence[int]) -> float:
     return (max(stamps) - min(stamps)) / 1e6
 
 
-def floor(members: int) -> float:
-    start_ns = time.time_ns() + 500_000_000 + members * 3_000_000
+def bare(members: int) -> float:
     with tempfile.TemporaryDirectory() as directory:
-        files = [pathlib.Path(directory, str(number)) for number in range(members)]
-        children = []
-        for file in files:
-            child = os.fork()
-            if not child:
-                launcher._prctl(29, 1)  # PR_SET_TIMERSLACK, as the launcher does
-                while (left := start_ns - time.time_ns()) > 0:
-                    time.sleep(left / 1e9)
-                os.execv("/bin/sh", ["/bin/sh", "-c", GOES_ON.format(file)])  # noqa: S606
-            children.append(child)
-        for child in children:
-            os.waitpid(child, 0)
-        return spread([int(file.read_text()) for file in files])
+        floor.measure(members, GOES_ON.format("$NUMBER"), directory)
+        return spread([int(file.read_text()) for file in pathlib.Path(directory).iterdir()])
 
 
 def valid(lab: Lab, command: str, names: list[str]) -> dict[str, t.Any]:
@@ -228,7 +216,7 @@ def main() -> None:
             whys.clear()
             found: dict[str, list[float]] = {way: [] for way in ("floor", "barrier", "pssh", "ansible", "s3 poll")}
             for repeat in range(options.repeats):
-                found["floor"].append(floor(members))
+                found["floor"].append(bare(members))
                 found["barrier"].append(barrier(lab, names, whys))
                 found["pssh"].append(pssh(lab, names))
                 found["ansible"].append(ansible(lab, names))

@@ -3,8 +3,8 @@
 
     python benchmarks/start_skew.py [--members 8 32] [--repeats 10]
 
-The floor is N processes forked before, an absolute sleep, exec at T, and nothing else: what N wake-ups cost on this
-machine. Both are measured in turns, so that they meet the same noise. Figures are lateness after T in milliseconds
+The floor is N processes that are ready before, an absolute sleep, exec at T, and nothing else: what N wake-ups cost on
+this machine. Both are measured in turns, so that they meet the same noise. Figures are lateness after T in milliseconds
 over all members and repeats; "spread" is the median over repeats of last minus first.
 """
 
@@ -14,39 +14,17 @@ import argparse
 import os
 import pathlib
 import statistics
-import struct
 import sys
 import tempfile
-import time
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT / "collections"))
+sys.path[:0] = [str(ROOT / "collections"), str(ROOT)]
 
-from ansible_collections.startline.lab.plugins.module_utils._agent import barrier, launcher  # noqa: E402
+from ansible_collections.startline.lab.plugins.module_utils._agent import barrier  # noqa: E402
 from ansible_collections.startline.lab.tests.unit.plugins.module_utils._agent.world import World, until  # noqa: E402
+from benchmarks import floor  # noqa: E402
 
 COMMAND = "sleep 0.2"
-
-
-def floor(members: int, lead: float = 0.3) -> list[float]:
-    """Lateness (ms) of `members` bare processes."""
-    start_ns = time.monotonic_ns() + int(lead * 1e9)
-    read, write = os.pipe()
-    children = []
-    for _ in range(members):
-        child = os.fork()
-        if not child:
-            launcher._prctl(29, 1)  # PR_SET_TIMERSLACK, as the launcher does
-            launcher.sleep_until(start_ns)
-            os.write(write, struct.pack("!q", time.monotonic_ns() - start_ns))
-            os.execv("/bin/sh", ["/bin/sh", "-c", COMMAND])  # noqa: S606
-        children.append(child)
-    os.close(write)
-    for child in children:
-        os.waitpid(child, 0)
-    late = [struct.unpack("!q", os.read(read, 8))[0] / 1e6 for _ in range(members)]
-    os.close(read)
-    return late
 
 
 def barrier_once(world: World, name: str) -> list[float]:
@@ -83,7 +61,7 @@ def main() -> None:
                 barrier_once(world, "warm")
                 floors, barriers = [], []
                 for repeat in range(options.repeats):
-                    floors.append(floor(members))
+                    floors.append(floor.measure(members, COMMAND))
                     barriers.append(barrier_once(world, f"r{repeat}"))
             finally:
                 world.close()

@@ -108,8 +108,8 @@ def load(root: pathlib.Path) -> Results:
 
 
 def _start_row(row: Json, result: Json) -> dict[str, t.Any] | None:
-    """How a trial came to its start: who held it up, who started last, how well the clocks were known; None if it did
-    not start."""
+    """How a trial came to its start: who held it up, how late after T its hosts were, who was last and why, how well the
+    clocks were known; None if it did not start."""
     skew, armed = row["skew"], result.get("last_armed")
     if not skew:
         return None
@@ -128,10 +128,7 @@ def _start_row(row: Json, result: Json) -> dict[str, t.Any] | None:
         "waited": None if not armed or row["submitted"] is None else max(0.0, armed["at"] - row["submitted"]),
         "last_armed": armed and armed["member"],
         "behind": armed and armed["behind_s"],
-        "last": skew["last"],
-        "late_us": skew["max_us"],
-        "why": skew["why"],
-        "bound_us": skew["bound_us"],
+        **{key: skew[key] for key in ("min_us", "p50_us", "p99_us", "max_us", "bound_us", "last", "why")},
         "sources": ", ".join(f"{count} {name}" for name, count in sources.most_common()),
         "changed": "; ".join(changed),
         "meetings": [_meeting(entry) for entry in result.get("barriers") or ()],

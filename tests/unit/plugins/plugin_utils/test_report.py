@@ -102,7 +102,9 @@ def test_who_was_last_and_why(tmp_path: pathlib.Path) -> None:
     plan = syn.plan()
     objects = syn.run_objects(plan)
     key = f"trials/{plan['trials'][0]['trial_id']}/1/trial.json"
-    skew = {**json.loads(objects[key])["skew"], "last": "party-2", "why": "CPU: woken 5000 us late", "max_us": 5000.0}
+    skew = json.loads(objects[key])["skew"]
+    skew |= {"min_us": 20.0, "p50_us": 84.2, "p99_us": 4800.0, "max_us": 5000.0, "bound_us": 410.0}
+    skew |= {"last": "party-2", "why": "CPU: woken 5000 us late"}
     spread = {"n": 4, "min_us": 1.0, "p50_us": 2.0, "p99_us": 90.0, "max_us": 90.0, "last": "party-0", "bound_us": 1.0}
     arrival = {"member": "party-1", "at": syn.T0}
     meeting = {"name": "halfway", "generation": 1, "arrived": 4, "first": arrival, "last": arrival, "reason": None}
@@ -119,8 +121,9 @@ def test_who_was_last_and_why(tmp_path: pathlib.Path) -> None:
     )
     _results, page = made(tmp_path, plan, objects)
     for words in (
-        "party-1 6.5 s party-2 5 ms CPU: woken 5000 us late",
-        "party-0 replaced (absent)",
+        "Hosts min p50 p99 max Clocks known to Last to start Why Last to be ready",
+        "1 4 20 µs 84.2 µs 4.8 ms 5 ms 410 µs 4 chrony party-2 CPU: woken 5000 us late party-0 replaced (absent)",
+        "party-1 6.5 s behind",
         "barrier halfway: 4 went on within 90 µs of their instant, party-1 came last",
         "barrier halfway (2): nobody",
     ):
