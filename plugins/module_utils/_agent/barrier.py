@@ -675,10 +675,11 @@ class Barrier:
             problem = self._member_problem(member)
             if problem is not None:
                 invalid.append(f"{member.name} {problem}")
-            problems = _clock_problems(member.report, self.submission["max_clock_error"])
+            limit = self.submission["max_clock_error"]
+            problems = _clock_problems(member.report, limit)
             refused = self.submission["on_clock_error"] == "refuse"
             (invalid if refused else degraded).extend(f"{member.name}: {problem}" for problem in problems)
-            degraded += [f"{member.name} {problem}" for problem in _lateness(member.report)]
+            degraded += [f"{member.name} {problem}" for problem in _lateness(member.report, limit)]
             degraded += [f"{member.name} left {what}" for what in _left_behind(member.report.get("exit"))]
             network = member.report.get("network")
             if network is not None and network["problem"] is not None:
@@ -827,10 +828,10 @@ def _clock_problems(report: t.Mapping[str, t.Any], limit: float) -> t.List[str]:
     return found
 
 
-def _lateness(report: t.Mapping[str, t.Any]) -> t.List[str]:
-    """That a member did not wait for T, because it heard of it too late."""
+def _lateness(report: t.Mapping[str, t.Any], limit: float) -> t.List[str]:
+    """That a member did not wait for T, because it heard of it too late: by more than `limit` (s), which instants may differ by."""
     noticed, start = report.get("noticed_ns"), report.get("start_ns")
-    if noticed is None or start is None or noticed <= start:
+    if noticed is None or start is None or noticed - start <= limit * 1e9:
         return []
     late = ((_late_ns(report) or 0) / 1e9, (noticed - start) / 1e9)
     return ["started {:.3f} s late: T reached it {:.3f} s after T".format(*late)]

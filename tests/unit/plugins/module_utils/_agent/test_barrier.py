@@ -633,7 +633,7 @@ def test_who_heard_of_t_too_late_marks_the_trial() -> None:
     scene = Scene()
     scene.armed()
     scene.all_say("fired")
-    scene.say("a", "delivered")
+    scene.say("a", "delivered", noticed_ns=50_000_010, fired_ns=50_100_010)
     scene.say("b", "delivered", noticed_ns=400_000_010, fired_ns=500_000_010)
     result = scene.barrier.result()
     assert result["verdict"] == "degraded"

@@ -519,7 +519,7 @@ def test_the_next_trial_does_not_wait_for_an_upload(make_world: Make, store: Fak
     assert second["start"] > first["ended"], "while nothing can be uploaded"
     store.open.set()
     final = world.run(world.trial("true", "r1", evidence=evidence))
-    assert (final["phase"], final["verdict"]) == ("settled", "valid")
+    assert (final["phase"], final["verdict"], final["reasons"]) == ("settled", "valid", [])
 
 
 def test_a_delivery_goes_behind_what_runs_and_keeps_its_connection(make_world: Make, store: FakeStore) -> None:
