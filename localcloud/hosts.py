@@ -19,7 +19,7 @@ import threading
 import typing as t
 from pathlib import Path
 
-from localcloud import machine
+from localcloud import machine, uml
 from localcloud.machine import INSTANCES, LOGS, NETNS, STATE, UML, CloudError, run
 from localcloud.network import HOST_INTERFACE, Fabric, Port, resolvers
 
@@ -179,7 +179,7 @@ class Host:
             *("con=null", "con0=null,fd:1", "selinux=0"),
         ]
         # Its memory is a file there; a page of it exists once it is used.
-        return command, {"TMPDIR": str(UML), "HOME": str(UML)}
+        return command, {"TMPDIR": str(UML), "HOME": str(UML), **uml.environment(UML)}
 
 
 def _hostname(port: Port) -> str:

@@ -19,6 +19,8 @@ import sys
 import typing as t
 from pathlib import Path
 
+from localcloud import uml
+
 RUN = Path("/run/startline")
 STATE = Path("/var/lib/startline")
 LOGS = Path("/var/log/startline")
@@ -77,9 +79,9 @@ def require_tools() -> None:
     if sys.platform != "linux":
         raise CloudError("the local cloud runs on Linux only", "Use a Linux machine, or run on AWS: -i inventories/aws")
     os.environ["PATH"] = f"{os.environ.get('PATH', os.defpath)}:/usr/sbin:/sbin"
-    missing = [tool for tool in TOOLS if shutil.which(tool) is None]
+    missing = [tool for tool in TOOLS if shutil.which(tool) is None] + [uml.missing()] * bool(uml.missing())
     if missing:
-        packages = " ".join(TOOLS[tool] for tool in missing)
+        packages = " ".join({**TOOLS, uml.missing(): uml.PACKAGES}[tool] for tool in missing)
         raise CloudError(f"missing here: {', '.join(missing)}", f"Install with: sudo apt-get install -y {packages}")
     if not any((root / "cgroup.controllers").exists() for root in _HIERARCHIES):
         raise CloudError(

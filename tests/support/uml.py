@@ -19,6 +19,8 @@ import sys
 import tempfile
 import textwrap
 
+from localcloud.uml import environment
+
 PROJECT = pathlib.Path(__file__).resolve().parents[2]
 #: Where a program finds what it imports.
 PATH = [str(PROJECT), str(PROJECT / "collections")]
@@ -92,7 +94,7 @@ def run(program: str, *, timeout: float = 120, memory: str = "256M") -> str:
         # It dies with us, however we die: a kernel that goes on by itself takes a processor.
         kernel = subprocess.Popen(
             ["setpriv", "--pdeathsig", "KILL", "--", *arguments],
-            env={**os.environ, "TMPDIR": memory_dir, "HOME": shared},
+            env={**os.environ, "TMPDIR": memory_dir, "HOME": shared, **environment(pathlib.Path(shared))},
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
