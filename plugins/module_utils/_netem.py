@@ -337,11 +337,17 @@ def parse_rules(values: t.Sequence[t.Mapping[str, t.Any]]) -> t.List[Rule]:
             problems.append("rules[{}].to: names no address".format(index))
         shape, found = parse_shape(value)
         problems += ["rules[{}].{}: {}".format(index, key, message) for key, message in found]
-        if not shape.neutral:
-            rules.append(Rule(tuple(sorted(networks)), shape, ingress))
+        rules.append(Rule(tuple(sorted(networks)), shape, ingress))
     if problems:
         raise NetemError("; ".join(problems))
-    return rules
+    return [rule for rule in rules if not rule.shape.neutral or _carves_out(rule, rules)]
+
+
+def _carves_out(rule: Rule, rules: t.Sequence[Rule]) -> bool:
+    """Whether some of a rule's networks are parts of what other rules shape; one that does nothing then says: not these."""
+    wider = [n for other in rules if other.ingress == rule.ingress and not other.shape.neutral for n in other.to]
+    wider = [network for network in wider if network.prefixlen < 32]
+    return any(network.subnet_of(other) for network in rule.to for other in wider)
 
 
 def parse_exemptions(values: t.Sequence[t.Mapping[str, t.Any]]) -> t.List[Exemption]:
@@ -427,7 +433,7 @@ def compile_device(
     Raises:
         NetemError: more than a device can have; a rate that is more than the device's own.
     """
-    if not rules:
+    if all(rule.shape.neutral for rule in rules):
         return []
     dev = device.name
     classes: t.List[Shape] = []
@@ -438,7 +444,7 @@ def compile_device(
             text = "the rate {} is more than the {} of {}"
             raise NetemError(text.format(format_rate(rule.shape.rate), format_rate(device.speed), dev))
         number = 0 if rule.shape.rate else shared.get(rule.shape, 0)
-        if not number:
+        if not number and not rule.shape.neutral:  # 0 passes directly
             classes.append(rule.shape)
             number = len(classes)
             if not rule.shape.rate:

@@ -13,6 +13,7 @@ from __future__ import annotations
 import dataclasses
 import fcntl
 import hashlib
+import ipaddress
 import json
 import os
 import re
@@ -24,8 +25,16 @@ from ._netem import Device, Exemption, NetemError, Rule
 
 STATE_DIR = "/run/startline/netem"
 UNIT = "startline-netem-revert"
-#: The address that stands for everybody when the route to 0.0.0.0/0 is asked for (TEST-NET-2, RFC 5737).
-ANYWHERE = "198.51.100.1"
+#: What a route is, where ip says so in front of it (ip-route(8)); a route without a word is to a neighbour or a router.
+_ROUTE_KINDS = "unicast|local|broadcast|multicast|anycast|throw|unreachable|prohibit|blackhole|nat"
+#: The parts of the kernel that rules need, and what they do.
+_PARTS = {
+    "netem": "so there is no delay and no loss",
+    "mirred": "so incoming traffic cannot be shaped",
+    "ifb": "so incoming traffic cannot be shaped",
+    "u32": "so packets cannot be told apart",
+    "htb": "so there is no rate, and no links beside each other",
+}
 #: Name of the device behind which incoming traffic is shaped; the index of the real one follows.
 IFB = "sl-ifb"
 
@@ -47,11 +56,19 @@ class Outcome:
 
 @dataclasses.dataclass(frozen=True)
 class _Wanted:
-    """What one device is to have."""
+    """What one device is to have. Without rules for it, only the packet size that later ones need."""
 
     steps: t.List[Step]
     words: t.List[str]
     ingress: bool
+
+
+@dataclasses.dataclass(frozen=True)
+class _Route:
+    """A line of the host's routing tables. `devices` are those by which packets leave the host: none, or several."""
+
+    to: ipaddress.IPv4Network
+    devices: t.FrozenSet[str]
 
 
 class Host:
@@ -68,6 +85,7 @@ class Host:
         exemptions: t.Sequence[Exemption] = (),
         revert_after: float = 0,
         dry: bool = False,
+        later: t.Sequence[Rule] = (),
     ) -> Outcome:
         """Have these rules in force, and no other ones of ours.
 
@@ -76,23 +94,30 @@ class Host:
             exemptions: what they leave alone.
             revert_after: seconds after which the rules remove themselves, unless this is called again; 0 is never.
             dry: change nothing.
+            later: rules that will replace these. A connection keeps the packet size that its device had when it was
+                opened, so the size is already what these need.
 
         Raises:
             NetemError: it cannot be done; the rules of before are in force.
         """
         if dry:
-            return self._ensure(rules, exemptions, revert_after, dry)
+            return self._ensure(rules, exemptions, revert_after, dry, later)
         os.makedirs(self._dir, mode=0o755, exist_ok=True)
         with open(os.path.join(self._dir, "lock"), "w", encoding="ascii") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
-            return self._ensure(rules, exemptions, revert_after, dry)
+            return self._ensure(rules, exemptions, revert_after, dry, later)
 
     def _ensure(
-        self, rules: t.Sequence[Rule], exemptions: t.Sequence[Exemption], revert_after: float, dry: bool
+        self,
+        rules: t.Sequence[Rule],
+        exemptions: t.Sequence[Exemption],
+        revert_after: float,
+        dry: bool,
+        later: t.Sequence[Rule],
     ) -> Outcome:
         state = self._read_state()
         roots = self._roots()
-        wanted = self._wanted(rules, exemptions)
+        wanted = self._wanted(rules, exemptions, later)
         for name in wanted:
             self._refuse_foreign(name, wanted[name], roots)
         changed = [
@@ -105,19 +130,26 @@ class Host:
         outcome = Outcome(
             bool(changed),
             {name: values["words"] for name, values in sorted(state.items())},
-            {name: values.words for name, values in sorted(wanted.items())},
+            {name: values.words for name, values in sorted(wanted.items()) if values.words},
             {name: [" ".join((tool, line)) for tool, lines in v.steps for line in lines] for name, v in wanted.items()},
         )
         if dry:
             return outcome
         # The timer outlives the rules at both ends: started before the first of them, stopped after the last.
+        armed = _files.read(os.path.join(self._dir, "timer"))
         if wanted:
             self._arm(revert_after, sorted(set(wanted) | set(state)), state)
         if changed:
-            self._change(changed, wanted, state)
+            try:
+                self._change(changed, wanted, state)
+            except NetemError:
+                if not armed:  # what was in force before was to stay
+                    self._arm(0, (), {})
+                    self._forget("timer", "revert")
+                raise
         if not wanted:
             self._arm(0, (), {})
-            self._forget()
+            self._forget("state.json", "timer", "revert")
         return outcome
 
     # --- what there is ------------------------------------------------------------------------------------------------
@@ -188,58 +220,96 @@ class Host:
 
     # --- what there should be -----------------------------------------------------------------------------------------
 
-    def _wanted(self, rules: t.Sequence[Rule], exemptions: t.Sequence[Exemption]) -> t.Dict[str, _Wanted]:
-        by_device: t.Dict[str, t.List[Rule]] = {}
-        for rule, devices in zip(rules, self._devices(rules)):
-            for name in sorted(set(devices) - {""}):
-                part = tuple(network for network, device in zip(rule.to, devices) if device == name)
-                by_device.setdefault(name, []).append(dataclasses.replace(rule, to=part))
-        return {name: self._steps(name, own, exemptions) for name, own in by_device.items()}
+    def _wanted(
+        self, rules: t.Sequence[Rule], exemptions: t.Sequence[Exemption], later: t.Sequence[Rule]
+    ) -> t.Dict[str, _Wanted]:
+        by_device: t.Dict[str, t.Tuple[t.List[Rule], t.List[Rule]]] = {}
+        for index, (rule, devices) in enumerate(zip([*rules, *later], self._devices([*rules, *later]))):
+            for name in sorted(set().union(*devices)):
+                part = tuple(network for network, names in zip(rule.to, devices) if name in names)
+                own = by_device.setdefault(name, ([], []))
+                own[index >= len(rules)].append(dataclasses.replace(rule, to=part))
+        wanted = {name: self._steps(name, now, exemptions, then) for name, (now, then) in by_device.items()}
+        return {name: values for name, values in wanted.items() if values.steps}
 
-    def _devices(self, rules: t.Sequence[Rule]) -> t.List[t.List[str]]:
-        """For each rule, the device by which each of its networks is reached; empty for the host itself."""
-        probes = [[self._probe(network) for network in rule.to] for rule in rules]
-        if not probes:
-            return []
-        lines = "".join("route get {}\n".format(probe) for own in probes for probe in own)
+    def _devices(self, rules: t.Sequence[Rule]) -> t.List[t.List[t.FrozenSet[str]]]:
+        """For each rule, the devices by which each of its networks is reached; none for the host itself."""
+        networks = {network for rule in rules for network in rule.to}
+        found: t.Dict[ipaddress.IPv4Network, t.Set[str]] = {network: set() for network in networks}
+        probes: t.Dict[str, t.List[ipaddress.IPv4Network]] = {}
+        routes = self._routes() if any(network.prefixlen < 32 for network in networks) else []
+        for network in networks:
+            probe: t.Optional[ipaddress.IPv4Address] = network.network_address
+            if network.prefixlen < 32:
+                # Parts of a network have routes of their own; the rest has the one of an address that is in none of them.
+                inside = [route for route in routes if route.to.subnet_of(network)]
+                found[network].update(*(route.devices for route in inside))
+                probe = _outside(network, [route.to for route in inside])
+            if probe is not None:
+                probes.setdefault(str(probe), []).append(network)
+        reached = self._reached(sorted(probes))
+        for address, owners in probes.items():
+            for network in owners:
+                found[network] |= reached.get(address, set())
+        # That nothing leads to the rest of a network is no mistake where something leads to a part of it.
+        lost = [
+            address
+            for address, owners in probes.items()
+            if any(not found[n] for n in owners) and address not in reached
+        ]
+        if lost:
+            raise NetemError("this host has no route to {}".format(", ".join(sorted(lost))))
+        return [[frozenset(found[network]) for network in rule.to] for rule in rules]
+
+    def _routes(self) -> t.List[_Route]:
+        """The host's routes, of all its tables."""
+        routes = []
+        for line in self._call(["ip", "-4", "-o", "route", "show", "table", "all"]).splitlines():
+            kind, to, rest = re.findall(r"^(?:({}) )?(\S+)(.*)$".format(_ROUTE_KINDS), line)[0]
+            network = ipaddress.IPv4Network("0.0.0.0/0" if to == "default" else to)
+            leaves = kind in ("", "unicast")
+            routes.append(_Route(network, frozenset(re.findall(r" dev (\S+)", rest)) if leaves else frozenset()))
+        return routes
+
+    def _reached(self, addresses: t.Sequence[str]) -> t.Dict[str, t.Set[str]]:
+        """By which device each address is reached; none for one of the host's own. Those without a route are left out."""
+        if not addresses:
+            return {}
         # -force: those that have no route are named together.
+        lines = "".join("route get {}\n".format(address) for address in addresses)
         _code, out, _err = self._run(["ip", "-force", "-batch", "-"], lines)
         found = {}
         for kind, address, rest in re.findall(r"^(?:([a-z]+) )?(\d+\.\d+\.\d+\.\d+)(.*)$", out, re.MULTILINE):
             device = re.search(r" dev (\S+)", rest)
             if device:
-                found[address] = "" if kind == "local" else device.group(1)
-        lost = sorted({probe for own in probes for probe in own} - set(found))
-        if lost:
-            raise NetemError("this host has no route to {}".format(", ".join(lost)))
-        return [[found[probe] for probe in own] for own in probes]
+                found[address] = set() if kind == "local" else {device.group(1)}
+        return found
 
-    @staticmethod
-    def _probe(network: t.Any) -> str:
-        if network.prefixlen == 0:
-            return ANYWHERE
-        return str(network.network_address + (1 if network.prefixlen < 31 else 0))
-
-    def _steps(self, name: str, rules: t.Sequence[Rule], exemptions: t.Sequence[Exemption]) -> _Wanted:
+    def _steps(
+        self, name: str, rules: t.Sequence[Rule], exemptions: t.Sequence[Exemption], later: t.Sequence[Rule]
+    ) -> _Wanted:
         out = [rule for rule in rules if not rule.ingress]
         back = [rule for rule in rules if rule.ingress]
         device = self._device(name)
         steps: t.List[Step] = []
-        segments = _netem.largest_packet(device, out)
+        segments = _netem.largest_packet(device, [*out, *(rule for rule in later if not rule.ingress)])
         if segments:
             steps.append(("ip", ["link set dev {} gso_max_segs {}".format(name, segments)]))
         steps.append(("tc", _netem.compile_device(device, out, exemptions)))
-        if back:
+        incoming = _netem.compile_device(
+            dataclasses.replace(device, name=self._ifb(name)), back, exemptions, source=True
+        )
+        if incoming:
             ifb = self._ifb(name)
-            steps.append(("ip", ["link add {} type ifb".format(ifb), "link set dev {} up".format(ifb)]))
-            lines = _netem.compile_device(dataclasses.replace(device, name=ifb), back, exemptions, source=True)
+            # Of its own accord an ifb holds 32 packets of what no rule touches.
+            steps.append(("ip", ["link add {} txqueuelen 1000 type ifb".format(ifb), "link set dev {} up".format(ifb)]))
             hook = "filter add dev {} parent ffff: protocol ip prio 1 u32 match u32 0 0 action mirred egress redirect dev {}"
-            lines += ["qdisc add dev {} handle ffff: ingress".format(name), hook.format(name, ifb)]
+            lines = [*incoming, "qdisc add dev {} handle ffff: ingress".format(name), hook.format(name, ifb)]
             steps.append(("tc", lines))
         return _Wanted(
             [step for step in steps if step[1]],
             [str(rule) for rule in rules],
-            bool(back),
+            bool(incoming),
         )
 
     # --- the change ---------------------------------------------------------------------------------------------------
@@ -249,13 +319,19 @@ class Host:
     ) -> None:
         segments = {name: self._gso_max_segs(name) for name in names if self._exists(name)}
         done: t.List[str] = []
+        for name in names:
+            if name in wanted and name not in state:
+                # What it was before the first rules of ours is known to whoever comes after us, whatever becomes of us.
+                state[name] = {"steps": [], "words": [], "snapshot": "", "gso_max_segs": segments[name]}
+        self._write_state(state)
         try:
             for name in names:
                 done.append(name)
                 moves = self._moves(name, wanted, state)
                 if moves is None:
-                    self._undo(name, state)
                     moves = wanted[name].steps if name in wanted else []
+                    sized = any("gso_max_segs" in line for _tool, lines in moves for line in lines)
+                    self._undo(name, state, size=not sized)
                 self._do(moves)
         except NetemError as exc:
             raise NetemError("{}. {}".format(exc, self._roll_back(done, segments, state))) from exc
@@ -266,8 +342,7 @@ class Host:
                     "steps": [list(step) for step in wanted[name].steps],
                     "words": wanted[name].words,
                     "snapshot": self._snapshot(name),
-                    # What it was before the first rules of ours.
-                    "gso_max_segs": old.get("gso_max_segs") or segments[name],
+                    "gso_max_segs": old["gso_max_segs"],
                 }
         self._write_state(state)
 
@@ -301,8 +376,8 @@ class Host:
             if code:
                 raise NetemError(_explain(tool, lines, err))
 
-    def _undo(self, name: str, state: t.Mapping[str, t.Mapping[str, t.Any]]) -> None:
-        """Remove what is ours from a device, and nothing else."""
+    def _undo(self, name: str, state: t.Mapping[str, t.Mapping[str, t.Any]], size: bool = True) -> None:
+        """Remove what is ours from a device, and nothing else; its packet size only where none of ours follows."""
         if not self._exists(name):
             return  # gone with all that was on it
         shown = self._call(["tc", "qdisc", "show", "dev", name])
@@ -314,7 +389,7 @@ class Host:
                 self._call(["tc", "qdisc", "del", "dev", name, "ingress"])
             self._call(["ip", "link", "del", ifb])
         segments = state.get(name, {}).get("gso_max_segs")
-        if segments and segments != self._gso_max_segs(name):
+        if size and segments and segments != self._gso_max_segs(name):
             self._call(["ip", "link", "set", "dev", name, "gso_max_segs", str(segments)])
 
     def _roll_back(
@@ -337,8 +412,10 @@ class Host:
             except NetemError as exc:
                 state.pop(name, None)
                 lost.append("{}: {}".format(name, exc))
+        for name in [name for name, values in state.items() if not values["snapshot"]]:
+            del state[name]  # had no rules before
+        self._write_state(state)
         if lost:
-            self._write_state(state)
             return "Nor could the rules of before be put back, so there are none. {}".format("; ".join(lost))
         return "The rules of before are in force" if state else "No rule is in force"
 
@@ -355,7 +432,15 @@ class Host:
         token = ""
         if seconds:
             token = "{}-{}".format(UNIT, time.monotonic_ns())
-            command = ["systemd-run", "--quiet", "--collect", "--unit", token, "--on-active", "{:g}s".format(seconds)]
+            command = [
+                "systemd-run",
+                "--quiet",
+                "--collect",
+                "--unit",
+                token,
+                "--on-active",
+                "{}ms".format(round(seconds * 1000)),
+            ]
             command += ["--timer-property", "AccuracySec=1s", "/bin/sh", script, token]
             code, _out, err = self._run(command, "")
             if code:
@@ -395,8 +480,8 @@ class Host:
             [*lines, "rm -f state.json timer revert", "logger -t startline-netem 'rules removed' || true", ""]
         )
 
-    def _forget(self) -> None:
-        for name in ("state.json", "timer", "revert"):
+    def _forget(self, *names: str) -> None:
+        for name in names:
             path = os.path.join(self._dir, name)
             if os.path.exists(path):
                 os.unlink(path)
@@ -408,10 +493,30 @@ def _explain(tool: str, lines: t.Sequence[str], error: str) -> str:
     number = re.search(r"Command failed \S*?:(\d+)", error)
     command = lines[int(number.group(1)) - 1] if number and int(number.group(1)) <= len(lines) else lines[0]
     message = "{} {}: {}".format(tool, command, text.rstrip(".") or "failed")
-    if " netem " in command and ("kind is unknown" in text or "No such file" in text):
+    if "cannot mix duplicating" in text:
+        return (
+            "this kernel ({}) lets a netem that duplicates packets stand beside no other on a device: give duplicate to all "
+            "links of the host, with one shape, or to none. {}"
+        ).format(os.uname().release, message)
+    missing = next((name for name in _PARTS if re.search(r"(?: |^){}(?: |$)".format(name), command)), "")
+    if missing and re.search(
+        "kind is unknown|RTNETLINK answers: No such file|Unknown device type|Failed to load", text
+    ):
         message = (
-            "the kernel of this host ({}) has no netem, so there is no delay and no loss: install its modules (Debian's cloud "
+            "the kernel of this host ({}) has no {} ({}): install its modules (Debian's cloud "
             "image: linux-image-amd64 in place of linux-image-cloud-amd64; Ubuntu: linux-modules-extra-$(uname -r); Amazon "
             "Linux and Fedora: kernel-modules-extra), or take hosts of another kind. {}"
-        ).format(os.uname().release, message)
+        ).format(os.uname().release, missing, _PARTS[missing], message)
     return message
+
+
+def _outside(
+    network: ipaddress.IPv4Network, parts: t.Sequence[ipaddress.IPv4Network]
+) -> t.Optional[ipaddress.IPv4Address]:
+    """An address of a network that is in none of its parts, and not the network's own where it can be another."""
+    ends = [(int(part.network_address), int(part.broadcast_address)) for part in parts]
+    address = int(network.network_address) + (1 if network.prefixlen < 31 else 0)
+    for first, last in sorted(ends):
+        if first <= address <= last:
+            address = last + 1
+    return ipaddress.IPv4Address(address) if address <= int(network.broadcast_address) else None

@@ -68,9 +68,9 @@ def _shape(network: Network, phase: int, revert_after: float) -> t.Dict[str, t.A
     from .. import _netem, _netem_host
 
     try:
-        rules = _netem.parse_rules(network["phases"][phase]["rules"])
+        rules, later = _rules(network, phase)
         exempt = _netem.parse_exemptions(network["exempt"])
-        words = _netem_host.Host(_run).ensure(rules, exempt, revert_after).words
+        words = _netem_host.Host(_run).ensure(rules, exempt, revert_after, later=later).words
     except (OSError, _netem.NetemError) as error:
         return {"problem": _plain(error)}
     return {"problem": None, "words": words}
@@ -83,8 +83,8 @@ def _clear(network: Network, phase: t.Optional[int]) -> t.Dict[str, t.Any]:
     problems = []
     if phase is not None:
         try:
-            rules = _netem.parse_rules(network["phases"][phase]["rules"])
-            if host.ensure(rules, _netem.parse_exemptions(network["exempt"]), dry=True).changed:
+            rules, later = _rules(network, phase)
+            if host.ensure(rules, _netem.parse_exemptions(network["exempt"]), dry=True, later=later).changed:
                 problems.append("the rules that were in force were changed or removed by somebody else")
         except (OSError, _netem.NetemError) as error:
             problems.append(f"the rules could not be looked at: {_plain(error)}")
@@ -93,6 +93,14 @@ def _clear(network: Network, phase: t.Optional[int]) -> t.Dict[str, t.Any]:
     except (OSError, _netem.NetemError) as error:
         problems.append(f"rules are left until they remove themselves: {_plain(error)}")
     return {"problem": "; ".join(problems) or None}
+
+
+def _rules(network: Network, phase: int) -> t.Tuple[t.List[t.Any], t.List[t.Any]]:
+    """The rules of a phase, and those that will follow."""
+    from .. import _netem
+
+    rules = [_netem.parse_rules(own["rules"]) for own in network["phases"][phase:]]
+    return rules[0], [rule for own in rules[1:] for rule in own]
 
 
 def _run(command: t.List[str], text: str) -> t.Tuple[int, str, str]:

@@ -126,6 +126,50 @@ results["two devices"] = [
     sorted(set(re.findall(r"netem .*dev (\S+)", sh("tc qdisc show")))),
     ensure(),
 ]
+shaped = lambda: sorted(set(re.findall(r"^qdisc htb 57a1: dev (\S+)", sh("tc qdisc show"), re.M)))
+NEAR, WIDE = {"to": ["10.9.0.0/24"], "delay": "20ms"}, {"to": ["10.8.0.0/15"], "delay": "20ms"}
+results["network"] = [ensure(NEAR), shaped(), ping()]
+results["network of two devices"] = [ensure(WIDE), shaped(), ensure(WIDE), ping()]
+results["own network alone"] = [ensure({"to": ["10.9.0.0/31"], "delay": "1ms"}), shaped()]
+NOTHING = {"to": ["10.9.0.2"], "delay": "0ms"}
+results["all but one"] = [ensure(WIDE, NOTHING), ping(), ensure(NOTHING), shaped()]
+sh("ip route add 10.9.0.128/25 dev vc; ip route add unreachable 10.9.0.64/26")
+sh("ip route add 10.9.1.0/24 nexthop dev va nexthop dev vc")
+results["routes"] = [
+    (network, ensure({"to": [network], "delay": "1ms"}), shaped(), ensure())
+    for network in ("10.9.0.0/24", "10.9.0.128/25", "10.9.0.192/26", "10.9.1.0/24", "0.0.0.0/0")
+]
+results["no route inside"] = [refused({"to": [network], "delay": "1ms"}) for network in ("10.9.0.64/27", "192.0.2.0/24")]
+sh("ip route del 10.9.0.128/25; ip route del unreachable 10.9.0.64/26; ip route del 10.9.1.0/24")
+
+LATER = parse_rules([LOSSY, {"to": ["10.8.0.2"], "delay": "1ms", "loss": "1%"}])
+size_of = lambda name: int(re.search(r"gso_max_segs (\d+)", sh("ip -d link show dev " + name))[1])
+both = lambda: [size_of("va"), size_of("vc"), shaped()]
+outcome = host.ensure(parse_rules([SLOW]), (), later=LATER)
+results["later"] = [sorted(outcome.words), both(), host.ensure(parse_rules([SLOW]), (), later=LATER).changed]
+results["later"] += [host.ensure(LATER, ()).changed, both(), ensure(), both()]
+
+class Killed(BaseException):
+    pass
+def killed(command, text):
+    if command[:2] == ["tc", "-batch"]:
+        raise Killed
+    return run(command, text)
+try:
+    Host(killed).ensure(parse_rules([LOSSY]))
+except Killed:
+    results["killed"] = [segments(), ensure(), segments()]
+ensure(SLOW)
+broken[:] = ["tc", "loss 1%", NO_PARENT]
+before = set(timers)
+files = lambda: sorted(os.listdir("/run/startline/netem"))
+results["failed with a timer"] = [refused(LOSSY, after=1000000) is not None, set(timers) == before, files()]
+ensure(SLOW, after=60)
+results["failed with another timer"] = [refused(LOSSY, after=60) is not None, len(set(timers) - before)]
+broken[:] = []
+ensure()
+results["duplicate"] = refused({"to": ["10.9.0.2"], "duplicate": "1%"}, {"to": ["10.9.0.3"], "delay": "1ms"})
+ensure()
 results["fast"] = [refused({**SLOW, "rate": "20gbit"}), tc() == clean]
 results["no route"] = refused({"to": ["10.9.0.2", "192.0.2.1", "192.0.2.2"], "delay": "1ms"})
 
@@ -260,6 +304,49 @@ def test_rules_are_recognised_without_any_memory(results: dict[str, t.Any]) -> N
 
 def test_every_link_of_a_host_is_shaped(results: dict[str, t.Any]) -> None:
     assert results["two devices"] == [True, ["va", "vc"], True, ["va"], True]
+
+
+def test_a_network_is_shaped_by_whatever_device_its_parts_are_reached(results: dict[str, t.Any]) -> None:
+    """The first address of 10.9.0.0/24 is the host's own, and 10.8.0.0/15 holds the networks of both devices."""
+    changed, devices, ping = results["network"]
+    assert (changed, devices) == (True, ["va"])
+    assert 20 <= ping["median"] < 22
+    changed, devices, again, ping = results["network of two devices"]
+    assert (changed, devices, again) == (True, ["va", "vc"], False)
+    assert 20 <= ping["median"] < 22
+    assert results["own network alone"] == [True, ["va"]]
+    assert [(network, devices) for network, _changed, devices, _removed in results["routes"]] == [
+        ("10.9.0.0/24", ["va", "vc"]),
+        ("10.9.0.128/25", ["vc"]),
+        ("10.9.0.192/26", ["vc"]),
+        ("10.9.1.0/24", ["va", "vc"]),
+        ("0.0.0.0/0", ["va", "vc"]),
+    ]
+    assert results["no route inside"] == ["this host has no route to 10.9.0.65", "this host has no route to 192.0.2.1"]
+
+
+def test_a_rule_that_does_nothing_takes_its_addresses_out_of_a_wider_one(results: dict[str, t.Any]) -> None:
+    first, ping, second, devices = results["all but one"]
+    assert (first, second, devices) == (True, True, [])
+    assert ping["median"] < 5
+
+
+def test_packets_are_small_before_the_rules_that_need_it(results: dict[str, t.Any]) -> None:
+    """A connection keeps the size of packet that its device had when it was opened."""
+    words, first, again, changed, then, removed, after = results["later"]
+    assert (words, first) == (["va"], [1, 1, ["va"]])
+    assert (again, changed, removed) == (False, True, True)
+    assert then == [1, 1, ["va", "vc"]]
+    assert after == [65535, 65535, []]
+
+
+def test_whoever_comes_after_a_killed_change_knows_what_was_before(results: dict[str, t.Any]) -> None:
+    assert results["killed"] == [1, True, 65535]
+
+
+def test_rules_that_were_to_stay_stay_when_others_with_an_end_fail(results: dict[str, t.Any]) -> None:
+    assert results["failed with a timer"] == [True, True, ["lock", "state.json"]]
+    assert results["failed with another timer"] == [True, 1]
 
 
 def test_an_address_without_a_route_is_named(results: dict[str, t.Any]) -> None:
