@@ -199,7 +199,7 @@ def _between(
     faults: dict[Fault, None],
 ) -> dict[str, _Value]:
     """Each quantity from the narrowest rule that gives it, for what `one` sends to `other`."""
-    chosen: dict[str, _Value] = {}
+    said: dict[str, list[_Value]] = {}
     for rule in rules:
         if rule.source in one.names and rule.target in other.names:
             forward, narrow = True, one.names[rule.source] + other.names[rule.target]
@@ -213,12 +213,17 @@ def _between(
             faults[Fault((*rule.path, "profile"), str(exc), "docs/network.md lists the profiles.")] = None
             continue
         for key, value in values.items():
-            before = chosen.get(key)
-            if before is None or narrow > before.narrow:
-                chosen[key] = _Value(value, narrow, rule.path)
-            elif narrow == before.narrow and value != before.value:
-                faults[_contradiction(key, before, value, rule.path, one, other)] = None
-    return {key: value for key, value in chosen.items() if value.value != NONE}
+            said.setdefault(key, []).append(_Value(value, narrow, rule.path))
+    chosen = {}
+    for key, given in said.items():
+        narrowest = max(value.narrow for value in given)
+        first, *others = (value for value in given if value.narrow == narrowest)
+        for value in others:
+            if value.value != first.value:
+                faults[_contradiction(key, first, value.value, value.path, one, other)] = None
+        if first.value != NONE:
+            chosen[key] = first
+    return chosen
 
 
 def _contradiction(key: str, before: _Value, value: t.Any, path: Path, one: _Kind, other: _Kind) -> Fault:
@@ -293,6 +298,71 @@ def _shape(values: t.Mapping[str, _Value]) -> tuple[_netem.Shape, list[Fault]]:
     return shape, faults
 
 
+def gateway_faults(
+    links: t.Sequence[Values], members: t.Sequence[Values], sites: t.Mapping[str, Values]
+) -> list[Fault]:
+    """What the links between a private site and others cannot be, because all that enters the site has one address.
+
+    The way to its hosts is a connection to the site's gateway. So others shape what they send to the gateway, and the
+    gateway what comes back; a host behind it has the gateway's network towards other sites, and no other.
+
+    Args:
+        links: what `links` gives.
+        members: of the plan.
+        sites: of the plan: a private one has a ``gateway``, a member.
+    """
+    faults: dict[Fault, None] = {}
+    for name, site in sites.items():
+        gateway = site.get("gateway")
+        if not gateway:
+            continue
+        doors = gateway.rpartition("-")[0]
+        behind = [m["name"] for m in members if m["site"] == name and m["group"] != doors]
+        others = [m["name"] for m in members if m["site"] != name]
+        # Members that no link tells apart are looked at once.
+        roles = {
+            member: tuple((member in link["from"], member in link["to"]) for link in links)
+            for member in (*behind, *others, gateway)
+        }
+        for inside in {roles[member]: member for member in reversed(behind)}.values():
+            for outside in {roles[member]: member for member in reversed(others)}.values():
+                for one, other, same in ((outside, inside, (outside, gateway)), (inside, outside, (gateway, outside))):
+                    own, wanted = _between_members(links, one, other), _between_members(links, *same)
+                    if own == wanted:
+                        continue
+                    faults[
+                        Fault(
+                            (),
+                            f"from {one} to {other}: {own[0]}; but {inside} is reached through {gateway}, and from {same[0]} to "
+                            f"{same[1]}: {wanted[0]}",
+                            f"Name the site ({name}) in the rule, so that it holds for its gateway as well.",
+                        )
+                    ] = None
+        for link in links:
+            if (
+                link["rate_per"] == "pair"
+                and not set(behind).isdisjoint(link["to"])
+                and set(others) & set(link["from"])
+            ):
+                faults[
+                    Fault(
+                        (),
+                        f"a rate towards site {name} is for each pair, but its hosts have one address, that of {gateway}",
+                        "Say rate_per: host; the hosts of the site then share the rate.",
+                    )
+                ] = None
+    return list(faults)
+
+
+def _between_members(links: t.Sequence[Values], source: str, target: str) -> tuple[str, int | None]:
+    """What lies between two members, as a person reads it, and which link it is where that matters: a rate is shared."""
+    for index, link in enumerate(links):
+        if source in link["from"] and target in link["to"]:
+            text = ", ".join(f"{key} {value}" for key, value in link["shape"].items())
+            return text, index if "rate" in link["shape"] else None
+    return "nothing", None
+
+
 def netem_groups(plan: t.Mapping[str, t.Any]) -> list[str]:
     """The groups with hosts that, in some network of the plan, do with what they send what only netem can do."""
     sources: set[str] = set()
@@ -346,6 +416,7 @@ def host_networks(
     sites = {member["name"]: member["site"] for member in plan["members"] if member["name"] in wanted}
     inside = [member for member in wanted if hosts.get(member, {}).get("address")]
     phases = [{"at": 0, "links": plan["networks"][name]["links"]}, *plan["networks"][name]["timeline"]]
+    private = plan["addresses"] == "private"
     networks: dict[str, dict[str, t.Any]] = {}
     of: dict[str, dict[str, t.Any]] = {}
     known: dict[str, str] = {}
@@ -356,7 +427,8 @@ def host_networks(
         kind = (sites[source], *(index for phase in phases for index in _own_links(phase["links"], source)))
         if kind not in cache:
             rules = [
-                {"at": phase["at"], "rules": _rules(phase["links"], source, inside, sites, hosts)} for phase in phases
+                {"at": phase["at"], "rules": _rules(phase["links"], source, inside, sites, hosts, private)}
+                for phase in phases
             ]
             shaped = any(phase["rules"] for phase in rules)
             text = json.dumps(rules, sort_keys=True) if shaped else ""
@@ -376,7 +448,12 @@ def _own_links(links: t.Sequence[Values], source: str) -> t.Iterator[tuple[int, 
 
 
 def _rules(
-    links: t.Sequence[Values], source: str, inside: t.Sequence[str], sites: t.Mapping[str, str], hosts: Hosts
+    links: t.Sequence[Values],
+    source: str,
+    inside: t.Sequence[str],
+    sites: t.Mapping[str, str],
+    hosts: Hosts,
+    private: bool,
 ) -> list[dict[str, t.Any]]:
     rules: list[dict[str, t.Any]] = []
     taken: dict[str, str] = {}
@@ -386,13 +463,13 @@ def _rules(
         targets = [name for name in inside if name in link["to"]]
         if targets in ([], [source]):
             continue
-        peers = [_addresses(hosts[name], same_site=sites[name] == sites[source]) for name in targets]
+        peers = [_addresses(hosts[name], same_site=sites[name] == sites[source], private=private) for name in targets]
         for name, own in zip(targets, peers, strict=True):
             for address in own:
                 if taken.setdefault(address, str(link)) != str(link):
                     raise PlanError(
-                        f"{source} reaches {name} by {address}, and others too, but their networks differ: hosts behind one "
-                        "gateway need the same network towards another site"
+                        f"{source} reaches {name} by {address}, and others too, but their networks differ: give hosts that "
+                        "have an address in common the same network, or other addresses"
                     )
         if link["rate_per"] == "host":
             peers = [sorted({address for own in peers for address in own}, key=version_key)]
@@ -400,17 +477,17 @@ def _rules(
     return rules
 
 
-def _addresses(host: t.Mapping[str, t.Any], *, same_site: bool) -> list[str]:
+def _addresses(host: t.Mapping[str, t.Any], *, same_site: bool, private: bool = False) -> list[str]:
     """The addresses that packets to a host have on the wire, in order.
 
     Inside a site both of its own. From another site its public one; or the gateway's, where the way to it is a tunnel
-    that ends there, and that of the NAT by which it goes out.
+    that ends there, and that of the NAT by which it goes out. With `private`, sites know each other's private addresses.
     """
     if same_site:
         keys: tuple[str, ...] = ("address", "public_address")
     else:
         way = next((key for key in ("public_address", "gateway_address") if host.get(key)), "address")
-        keys = (way, "nat_address")
+        keys = (way, "nat_address", *(["address"] if private and not host.get("gateway_address") else []))
     return sorted({str(host[key]) for key in keys if host.get(key)}, key=version_key)
 
 

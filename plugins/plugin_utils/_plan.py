@@ -128,7 +128,7 @@ def expand(experiment: Experiment, *, seed: int | None = None) -> Plan:
         for index in range(count)
     ]
     regions = {name: spec.sites[name].region if name in spec.sites else None for name in sites}
-    networks = _networks(experiment, points, trials, members, regions)
+    networks = _networks(experiment, points, trials, members, regions, sites)
     network_check = spec.network_check.model_dump(exclude={"enabled", "pairs"})
     checks = (
         _network_check.plan_checks(
@@ -420,6 +420,7 @@ def _networks(
     trials: list[dict[str, t.Any]],
     members: list[dict[str, t.Any]],
     regions: dict[str, str | None],
+    sites: dict[str, dict[str, t.Any]],
 ) -> dict[str, dict[str, t.Any]]:
     """Each different network of the sweep: its ``links`` from the start on, and its ``timeline``, a list of
     ``{"at": seconds after T, "links"}``. Every trial gets the name of its own, or None.
@@ -440,6 +441,8 @@ def _networks(
         for fault in faults:
             path = (*places[fault.path[:2]], *fault.path)
             problems.append(experiment.document.problem(path, fault.message, fault.remedy))
+        for fault in _netem.gateway_faults(links, members, sites):
+            problems.append(experiment.document.problem(("network",), fault.message, fault.remedy))
         return links
 
     for point in points:

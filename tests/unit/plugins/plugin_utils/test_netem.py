@@ -268,10 +268,82 @@ def test_hosts_without_a_public_address_are_reached_by_their_gateway_and_seen_as
     assert rules("{party: {chain: {rtt: 80ms}}}", hosts=flat)["party-0"][0]["to"] == ["10.78.0.4", "10.78.0.5"]
 
 
+def test_sites_that_know_private_addresses_are_shaped_by_them_too() -> None:
+    found = rules("{party: {chain: {rtt: 80ms}}}", "addresses: private")
+    assert found["party-0"][0]["to"] == ["10.78.0.4", "10.78.0.5", "198.18.2.1", "198.18.2.2"]
+
+
+GATEWAY = """
+sites:
+  us: {region: us-east-1}
+  lab: {region: eu-central-1, gateway: login}
+groups:
+  party: {site: us, count: 2}
+  login: {site: lab, count: 1}
+  node: {site: lab, count: 2}
+command: run
+"""
+
+
+@pytest.mark.parametrize(
+    ("network", "messages"),
+    [
+        ("{us: {lab: {rtt: 80ms, rate: 10mbit}}}", []),
+        ("{party: {node: {rtt: 80ms}, login: {rtt: 80ms}}}", []),
+        ("{node: {node: {rtt: 2ms}, login: {rtt: 1ms}}}", []),
+        (
+            "{party: {node: {rtt: 80ms}}}",
+            [
+                "from party-0 to node-0: delay 40ms; but node-0 is reached through login-0, and from party-0 to login-0: nothing",
+                "from node-0 to party-0: delay 40ms; but node-0 is reached through login-0, and from login-0 to party-0: nothing",
+            ],
+        ),
+        (
+            "{us: {lab: {rtt: 80ms}, node-1: {loss: 1%, oneway: true}}}",
+            [
+                "from party-0 to node-1: delay 40ms, loss 1%; but node-1 is reached through login-0, and from party-0 to "
+                "login-0: delay 40ms"
+            ],
+        ),
+        (
+            "{party: {node: {rate: 10mbit}, login: {rate: 10mbit}}}",
+            [
+                "from party-0 to node-0: rate 10mbit; but node-0 is reached through login-0, and from party-0 to login-0: rate "
+                "10mbit",
+                "from node-0 to party-0: rate 10mbit; but node-0 is reached through login-0, and from login-0 to party-0: rate "
+                "10mbit",
+            ],
+        ),
+        (
+            "{us: {lab: {rate: 10mbit, rate_per: pair}}}",
+            ["a rate towards site lab is for each pair, but its hosts have one address, that of login-0"],
+        ),
+    ],
+)
+def test_hosts_behind_a_gateway_have_its_network(network: str, messages: list[str]) -> None:
+    def load() -> dict[str, t.Any]:
+        return _plan.expand(load_experiment(f"{GATEWAY}network: {network}\n", "experiments/demo.yml"))
+
+    if not messages:
+        load()
+        return
+    with pytest.raises(ExperimentError) as caught:
+        load()
+    assert sorted(problem.message for problem in caught.value.problems) == sorted(messages)
+    assert {problem.path for problem in caught.value.problems} == {"network"}
+
+
 def test_one_gateway_is_one_network() -> None:
     behind = {"address": "10.78.0.5", "gateway_address": "198.18.2.1"}
     with pytest.raises(PlanError, match=r"party-0 reaches chain-1 by 198\.18\.2\.1, and others too"):
         rules("{party: {chain: {rtt: 80ms}, chain-1: {rtt: 1ms}}}", hosts={**HOSTS, "chain-1": behind})
+
+
+def test_what_a_narrower_rule_decides_is_no_contradiction_wherever_it_stands() -> None:
+    orders = itertools.permutations(["us: {eu: {rtt: 80ms}}", "eu: {us: {rtt: 60ms}}", "party: {chain: {rtt: 40ms}}"])
+    for order in orders:
+        found = pairs("{" + ", ".join(order) + "}")
+        assert set(map(str, found.values())) == {"{'delay': '20ms'}"}
 
 
 def test_hosts_that_do_the_same_share_it_and_leave_themselves_out() -> None:
