@@ -491,8 +491,8 @@ class Agent:
         trial = running.trial
         for action in actions:
             if isinstance(action, member.Save):
-                os.makedirs(running.spool, 0o711, exist_ok=True)
-                launcher.write_record(running.spool, "record.json", trial.to_json())
+                if not self._save(running):
+                    return
             elif isinstance(action, member.Say):
                 self._link.send("report", **trial.report())
             elif isinstance(action, member.Arm):
@@ -525,6 +525,22 @@ class Agent:
             elif isinstance(action, member.Discard):
                 _remove(running.spool, but="record.json")
 
+    def _save(self, running: _Running) -> bool:
+        """Write the record. If that cannot be, a trial whose command has not been started ends here, and False is given; one
+        that has goes on: this process knows what the record lacks, and the evidence of the trial is worth more."""
+        trial = running.trial
+        try:
+            os.makedirs(running.spool, 0o711, exist_ok=True)
+            launcher.write_record(running.spool, "record.json", trial.to_json(), spend=trial.over)
+            if trial.settled or (trial.over and not trial.committed):
+                launcher.give_back(running.spool)
+        except OSError as error:
+            log("record unwritable", epoch=trial.epoch, state=trial.state, error=error.strerror)
+            if not trial.over and (not trial.committed or running.handle is not None):
+                self._step(running, member.Unsaved(error.strerror or repr(error)))
+                return False
+        return True
+
 
 def _remaining(end: t.Mapping[str, t.Any]) -> t.List[t.Dict[str, t.Any]]:
     """Processes of a trial that could not be ended and are still there."""
@@ -556,6 +572,7 @@ def _make_directory(spool: str, duty: t.Mapping[str, t.Any]) -> None:
         with open(os.path.join(work, path), "w", encoding="utf-8", newline="") as stream:
             stream.write(text)
         made.append(stream.name)
+    launcher.reserve(spool, len(wire.dump(duty)))
     for path, target in duty["links"].items():
         if not os.path.exists(target):
             raise FileNotFoundError(2, f"the link {path} would lead nowhere", target)

@@ -42,6 +42,8 @@ QUIET = 0.3
 KILL_LIMIT = 10.0
 #: Bytes of stderr that a failed command may tell the controller at once.
 DETAIL = 300
+#: How many files of the spool hold room for the last records, and the least bytes of one.
+BALLAST, _LEAST_BALLAST = 4, 65536
 
 _PR_SET_PDEATHSIG, _PR_SET_TIMERSLACK, _PR_SET_CHILD_SUBREAPER = 1, 29, 36
 _TIMER_ABSTIME = 1
@@ -153,14 +155,51 @@ def read_record(spool: str, name: str) -> t.Optional[t.Dict[str, t.Any]]:
     return found
 
 
-def write_record(spool: str, name: str, record: t.Mapping[str, t.Any]) -> None:
-    """Write a JSON object of the spool, whole or not at all, and on the disk before this returns."""
+def write_record(spool: str, name: str, record: t.Mapping[str, t.Any], spend: bool = True) -> None:
+    """Write a JSON object of the spool, whole or not at all, and on the disk before this returns.
+
+    On a full disk what `reserve` has put aside is spent for it, unless `spend` says that the object is worth less than those
+    to come.
+    """
     path = os.path.join(spool, name)
-    with open(path + ".new", "wb") as stream:
-        stream.write(json.dumps(record).encode("ascii"))
-        stream.flush()
-        os.fsync(stream.fileno())
+    content = json.dumps(record).encode("ascii")
+    while True:
+        try:
+            with open(path + ".new", "wb") as stream:
+                stream.write(content)
+                stream.flush()
+                os.fsync(stream.fileno())
+            break
+        except OSError as error:
+            with contextlib.suppress(OSError):
+                os.unlink(path + ".new")
+            if not spend or error.errno not in (errno.ENOSPC, errno.EDQUOT) or not give_back(spool, 1):
+                raise
     os.rename(path + ".new", path)
+    directory = os.open(spool, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(directory)  # or the name could be lost with the power
+    finally:
+        os.close(directory)
+
+
+def reserve(spool: str, size: int) -> None:
+    """Put room aside for the last records of a trial, whose command may fill the disk."""
+    for path in _ballast(spool):
+        with open(path, "wb") as stream:
+            os.posix_fallocate(stream.fileno(), 0, max(size, _LEAST_BALLAST))
+
+
+def give_back(spool: str, pieces: int = BALLAST) -> int:
+    """Free at most so many pieces of what `reserve` has put aside; how many were left to free."""
+    left = [path for path in _ballast(spool) if os.path.exists(path)][:pieces]
+    for path in left:
+        os.unlink(path)
+    return len(left)
+
+
+def _ballast(spool: str) -> t.List[str]:
+    return [os.path.join(spool, f"ballast.{number}") for number in range(BALLAST)]
 
 
 # ---- in the forked processes -----------------------------------------------------------------------------------------

@@ -119,6 +119,12 @@ class SettledSaid(t.NamedTuple):
     """Nothing more is wanted."""
 
 
+class Unsaved(t.NamedTuple):
+    """The record could not be written before the command was started."""
+
+    reason: str
+
+
 class LinkUp(t.NamedTuple):
     """The rendezvous can be reached (again)."""
 
@@ -147,6 +153,7 @@ Event = t.Union[
     Uploaded,
     AbortSaid,
     SettledSaid,
+    Unsaved,
     LinkUp,
     Superseded,
     OutOfPatience,
@@ -564,6 +571,14 @@ class Trial:
         if self.settled:
             return []
         return [Say(), *self._deliver()]
+
+    def _on_Unsaved(self, event: Unsaved) -> t.List[Action]:
+        """An agent after us would not know of T, nor that this epoch was run: so it is not run."""
+        if self.over:
+            return []
+        self.start_ns = None
+        self.failed = f"cannot write its record: {event.reason}"
+        return [Release(), Say(), *self._clear()]
 
     def _on_Superseded(self, event: Superseded) -> t.List[Action]:
         return self._on_AbortSaid(AbortSaid("another trial was asked for"))
