@@ -44,6 +44,12 @@ class Reading(t.NamedTuple):
     raw_ns: int
 
 
+def boot() -> str:
+    """What tells this boot of the kernel from others: CLOCK_MONOTONIC begins anew with it."""
+    with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as stream:
+        return stream.read().strip()
+
+
 def read() -> Reading:
     """The clocks now. Of three readings the closest one, for a process may lose its CPU between two clocks."""
 

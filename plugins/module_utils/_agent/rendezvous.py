@@ -107,7 +107,7 @@ class Rendezvous:
         self._duties: t.Deque[t.Tuple[_Trial, barrier.Prepare]] = collections.deque()
         self.traffic = Traffic()
         self._steady_base = 0.0
-        self._anchor = clock.read()
+        self._anchor = clock.read()  # `_restore` may find an earlier one
         self._reference: t.Optional[clock.Clock] = None
         self._compared = 0.0
         self._stores: t.Dict[t.Tuple[t.Any, ...], Store] = {}
@@ -163,7 +163,8 @@ class Rendezvous:
         return self._anchor.wall_ns - self._anchor.steady_ns + time.monotonic_ns()
 
     def _restore(self) -> None:
-        """Read the journals of a rendezvous before us."""
+        """Read the journals of a rendezvous before us, and go on with its clock."""
+        self._anchor = self._kept_anchor() or self._anchor
         newest = time.time()
         names = [name for name in os.listdir(self._directory) if name.endswith(".journal")]
         replayed = [self._replay(os.path.join(self._directory, name)) for name in names]
@@ -241,6 +242,37 @@ class Rendezvous:
         return task
 
     # -- the own clock --
+
+    @property
+    def _anchor_file(self) -> str:
+        return os.path.join(self._directory, "clock.json")
+
+    def _kept_anchor(self) -> t.Optional[clock.Reading]:
+        """Where the clock of a rendezvous before us stood, in this boot: members have measured theirs by it, and may know T."""
+        try:
+            with open(self._anchor_file, "rb") as stream:
+                kept = json.loads(stream.read())
+            return clock.Reading(*kept["reading"]) if kept["boot"] == clock.boot() else None
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            log("clock unreadable", path=self._anchor_file, error=repr(error))
+            return None
+
+    def _keep_anchor(self) -> None:
+        """Have our clock agree with the wall clock from this trial on, if that was stepped; but not while members of an earlier
+        trial may still measure theirs, or each of them would seem to have drifted."""
+        now = clock.read()
+        measured = all(t.barrier is None or t.barrier.phase == "settled" for t in self._trials.values())
+        if measured and clock.stepped_ns(self._anchor, now):
+            self._anchor = now
+        part = self._anchor_file + ".new"
+        try:
+            with open(part, "wb") as stream:
+                stream.write(wire.dump({"boot": clock.boot(), "reading": self._anchor}))
+            os.rename(part, self._anchor_file)  # no fdatasync: it is of no use after another boot
+        except OSError as error:
+            log("clock not kept", path=self._anchor_file, error=error.strerror)
 
     async def _compare_clock(self) -> None:
         """Ask chrony how well this host knows the time."""
@@ -490,7 +522,7 @@ class Rendezvous:
             if trial.barrier is not None and not trial.ended.is_set():
                 return
             if trial.barrier is None:
-                self._anchor = clock.read()
+                self._keep_anchor()
                 now = self._now()
                 begun = self._begin(trial, now)
                 log("trial begins", epoch=trial.epoch, members=len(trial.names))

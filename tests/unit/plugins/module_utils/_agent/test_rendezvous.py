@@ -8,11 +8,12 @@ import os
 import pathlib
 import resource
 import signal
+import time
 import typing as t
 
 import pytest
 
-from ansible_collections.startline.lab.plugins.module_utils._agent import barrier, config, rendezvous, wire
+from ansible_collections.startline.lab.plugins.module_utils._agent import barrier, clock, config, rendezvous, wire
 
 from .world import World
 
@@ -72,6 +73,51 @@ def test_a_journal_that_was_cut_anywhere_goes_on(tmp_path: pathlib.Path) -> None
             assert epoch not in again._trials
             again.submit(world.trial())
             assert epoch in restored(world)._trials
+
+    asyncio.run(story())
+
+
+def test_the_clock_of_a_rendezvous_goes_on_with_the_next_one(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Members know T by it. It follows a step of the wall clock when nobody measures by it any more."""
+    world = World(tmp_path, ["party-0"])
+    step = 0
+    real = clock.read
+
+    def read() -> clock.Reading:
+        return real()._replace(wall_ns=real().wall_ns + step)
+
+    def away(desk: rendezvous.Rendezvous) -> int:
+        """How far its clock is from the wall clock before any step, in whole seconds."""
+        return round((desk.time_ns() - time.time_ns()) / 1e9)
+
+    monkeypatch.setattr(clock, "read", read)
+
+    async def story() -> None:
+        nonlocal step
+        desk = restored(world)
+        first = desk.submit(world.trial())
+        step = 10 * 10**9
+        assert [away(desk), away(restored(world))] == [0, 0]
+        desk.abort({"reason": "enough"})
+        await first.ended.wait()
+        assert first.barrier is not None
+        assert first.barrier.phase == "settled"
+        first.barrier.phase = "ended"  # its members are still there
+        second = desk.submit(world.trial(trial_id="r2"))
+        assert (second.barrier is not None, away(desk)) == (True, 0)
+        desk.abort({"reason": "enough"})
+        await second.ended.wait()
+        first.barrier.phase = "settled"
+        desk.submit(world.trial(trial_id="r3"))
+        assert [away(desk), away(restored(world))] == [10, 10]
+        step = 20 * 10**9
+        assert away(restored(world)) == 10
+        monkeypatch.setattr(clock, "boot", lambda: "another")
+        assert away(restored(world)) == 20
+        (pathlib.Path(desk._directory) / "clock.json").write_text("{")
+        assert away(restored(world)) == 20
 
     asyncio.run(story())
 
