@@ -137,7 +137,11 @@ class Carrier:
                 self._take_lines()
 
     def _signed(self, name: str, request: t.Callable[[str], presigned.Answer]) -> presigned.Answer:
-        """Do a signed request with the first grant that is still good."""
+        """Do a signed request with the first grant that is still good.
+
+        A 403 for a read may as well mean that there is nothing: S3 tells apart what is not there and what may not be read only
+        for who may list the whole bucket (GetObject, "Permissions"). That no grant is good any more is told by the next write.
+        """
         answer = None
         for grants in list(self._grants):
             answer = request(grants[name])
@@ -145,7 +149,7 @@ class Carrier:
                 break
             # To the end of the list: next time the other is tried first.
             self._grants.append(self._grants.pop(0))
-        if answer is None or answer.status == 403:
+        if answer is None or (answer.status == 403 and name == "put_out"):
             raise OSError(f"no grant is good any more ({answer}): configure the host anew, or mend the role")
         if answer.status >= 500 or answer.status == 429 or answer.code == "RequestTimeout":
             raise OSError(str(answer))
@@ -155,7 +159,7 @@ class Carrier:
         """What stands in our outbox, and its ETag."""
         answer = self._signed("get_out", self._store.get)
         self._outbox = None
-        if answer.status == 404:
+        if answer.status in (403, 404):
             return None
         if answer.status != 200:
             raise OSError(str(answer))
@@ -192,7 +196,7 @@ class Carrier:
         if answer.status == 200:
             self._inbox = answer.etag
             self._read(answer.body)
-        elif answer.status not in (304, 404):
+        elif answer.status not in (304, 403, 404):
             raise OSError(str(answer))
         soon = now < self._haste_until or not self._conversation.other
         self._look_at = now + (self._pace.fast if soon else self._pace.slow)

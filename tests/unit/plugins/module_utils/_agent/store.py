@@ -21,6 +21,13 @@ class _Handler(WSGIRequestHandler):
         """Nothing."""
 
 
+def _hide(start_response: t.Any) -> t.Any:
+    def start(status: str, headers: t.Any, *more: t.Any) -> t.Any:
+        return start_response("403 Forbidden" if status.startswith("404") else status, headers, *more)
+
+    return start
+
+
 class MotoStore:
     """Serves until `close`. `fault` may give a status and a code for a request in moto's place; `requests` counts methods."""
 
@@ -31,6 +38,8 @@ class MotoStore:
         self._server = make_server("127.0.0.1", 0, self, threaded=True, request_handler=_Handler)
         self.url = f"http://127.0.0.1:{self._server.port}"
         self.fault: t.Callable[[dict[str, t.Any]], tuple[int, str] | None] = lambda environ: None
+        #: Answer like S3 to who may not list the whole bucket: what is not there is refused.
+        self.hides = False
         self.requests: collections.Counter[str] = collections.Counter()
         threading.Thread(target=self._server.serve_forever, args=(0.01,), daemon=True).start()
         self.client = self._client()
@@ -51,6 +60,8 @@ class MotoStore:
             body = f"<Error><Code>{fault[1]}</Code></Error>".encode()
             start_response(f"{fault[0]} Refused", [("Content-Length", str(len(body)))])
             return [body]
+        if self.hides and method == "GET" and "list-type=2" not in environ["QUERY_STRING"]:
+            start_response = _hide(start_response)
         with self._lock:
             return list(self._moto(environ, start_response))
 

@@ -77,6 +77,19 @@ def test_a_trial_with_letters_alone_is_like_any_other(mailed: t.Callable[..., Wo
     assert key_of(world, "party-0").hex() not in logs
 
 
+def test_who_may_not_list_the_bucket_is_told_that_nothing_is_there(
+    mailed: t.Callable[..., World], store: MotoStore
+) -> None:
+    """As on AWS, where that is a refusal: the agents come first, when no letter is there yet."""
+    store.hides = True
+    world = mailed(2)
+    world.start(*world.members)
+    until(lambda: len(store.keys(f"{PREFIX}/barrier/out/")) == 2, what="the first letters")
+    world.start("rendezvous")
+    assert world.run(trial(world))["verdict"] == "valid"
+    assert "no grant is good" not in world.log("party-0")
+
+
 def test_both_transports_in_one_trial(make_world: Make, store: MotoStore) -> None:
     world = make_world(3)
     world.use_mailboxes(store.url, "party-1")
