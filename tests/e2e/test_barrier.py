@@ -4,17 +4,20 @@ the right names, and no evidence that there is gets lost."""
 
 from __future__ import annotations
 
+import datetime
 import ipaddress
 import json
 import pathlib
 import re
+import shlex
 import subprocess
 import time
 import typing as t
 
 import pytest
 
-from ansible_collections.startline.lab.plugins.plugin_utils import _experiment, _plan
+from ansible_collections.startline.lab.plugins.module_utils._agent import wire
+from ansible_collections.startline.lab.plugins.plugin_utils import _experiment, _plan, _tls
 from tests.support.commands import EXPERIMENTS, PROJECT, adhoc, playbook
 from tests.support.lab import Json, Lab, until
 
@@ -62,7 +65,7 @@ def test_an_agent_killed_before_t_comes_back_and_takes_part(lab: Lab) -> None:
     # Held at the gate by a member that is made to come late, so that the kill is surely before T.
     lab.shell("node-3", "systemctl stop startline-agent")
     pending = lab.submit(lab.trial("echo here"))
-    until(lambda: state(lab, pending, "node-2") == "armed", 20, "node-2 armed")
+    until(lambda: lab.member_state(pending, "node-2") == "armed", 20, "node-2 armed")
     lab.shell("node-2", "systemctl kill --kill-whom=main --signal=SIGKILL startline-agent")
     until(lambda: lab.connected("node-2"), 20, "node-2 connected again")
     lab.shell("node-3", "systemctl start startline-agent")
@@ -71,14 +74,39 @@ def test_an_agent_killed_before_t_comes_back_and_takes_part(lab: Lab) -> None:
     assert result["skew"]["n"] == 4
 
 
+def test_an_agent_killed_while_it_delivers_delivers_later(lab: Lab) -> None:
+    pending = lab.submit(lab.trial("head -c 60000000 /dev/zero > big.log", collect=["*.log"], delivery_deadline=60.0))
+    until(lambda: lab.member_state(pending, "node-2") in ("exited", "delivered"), 20, "node-2 exited")
+    lab.shell("node-2", "systemctl kill --kill-whom=main --signal=SIGKILL startline-agent")
+    result = pending.result()
+    assert result["verdict"] == "valid", result["reasons"]
+    assert len(stored(lab, result, "node-2", "big.log")) == 60000000
+
+
 def test_an_agent_killed_under_the_command_is_no_loss(lab: Lab) -> None:
     pending = lab.submit(lab.trial("sleep 3; echo through"))
     lab.reach(pending, "running")
-    until(lambda: state(lab, pending, "node-1") == "fired", 10, "node-1 fired")
+    until(lambda: lab.member_state(pending, "node-1") == "fired", 10, "node-1 fired")
     lab.shell("node-1", "systemctl kill --kill-whom=main --signal=SIGKILL startline-agent")
     result = pending.result()
     assert result["verdict"] == "valid", result["reasons"]
     assert stored(lab, result, "node-1", "stdout") == b"through\n"
+
+
+def test_the_rendezvous_killed_while_a_trial_is_queued_and_when_it_has_settled_loses_nothing(lab: Lab) -> None:
+    first = lab.submit(lab.trial("sleep 3"))
+    lab.reach(first, "running")
+    second = lab.submit(lab.trial("echo through"))
+    until(lambda: lab.phase(second) == "queued", 10, "the second in the queue")
+    restart = "systemctl kill --kill-whom=main --signal=SIGKILL startline-rendezvous"
+    lab.shell("node-0", restart)
+    for pending in (first, second):
+        result = pending.result()
+        assert result["verdict"] == "valid", result["reasons"]
+    lab.shell("node-0", restart)
+    until(lambda: lab.connected(*lab.members), 30, "agents connected again")
+    again = lab.submit(lab.trial("echo through", trial_id=second.epoch["trial"])).result()
+    assert again["start_ns"] == result["start_ns"], "told, not run again"
 
 
 @pytest.mark.parametrize("moment", ["gathering", "running", "ended"])
@@ -89,11 +117,11 @@ def test_the_rendezvous_killed_in_every_state_loses_nothing(lab: Lab, moment: st
     command = "head -c 60000000 /dev/zero > big.log" if moment == "ended" else "sleep 3; echo through > big.log"
     pending = lab.submit(lab.trial(command, collect=["*.log"], delivery_deadline=60.0))
     if moment == "gathering":
-        until(lambda: state(lab, pending, "node-2") == "armed", 20, "node-2 armed")
+        until(lambda: lab.member_state(pending, "node-2") == "armed", 20, "node-2 armed")
     elif moment == "running":
-        until(lambda: state(lab, pending, "node-2") == "fired", 20, "node-2 fired")
+        until(lambda: lab.member_state(pending, "node-2") == "fired", 20, "node-2 fired")
     else:
-        until(lambda: state(lab, pending, "node-2") in ("exited", "delivered"), 20, "node-2 exited")
+        until(lambda: lab.member_state(pending, "node-2") in ("exited", "delivered"), 20, "node-2 exited")
     lab.shell("node-0", "systemctl kill --kill-whom=main --signal=SIGKILL startline-rendezvous")
     if moment == "gathering":
         until(lambda: lab.connected("node-0", "node-1", "node-2"), 30, "agents connected again")
@@ -105,21 +133,18 @@ def test_the_rendezvous_killed_in_every_state_loses_nothing(lab: Lab, moment: st
         assert stored(lab, result, member, "big.log")
 
 
-def test_a_stale_agent_of_an_earlier_run_is_not_let_in(lab: Lab) -> None:
-    # node-3 comes with the certificates of another run, as a host would that was forgotten.
+@pytest.mark.parametrize("run", ["of another run", "of this run, by another authority"])
+def test_a_stale_agent_of_an_earlier_run_is_not_let_in(lab: Lab, tmp_path: pathlib.Path, run: str) -> None:
+    """node-3 comes with whole and good certificates of a run that it was in before; or with those that somebody made who
+    knows the names of this one."""
+    other = _tls.Directory(tmp_path, "barrier-20260101T000000Z-0000" if run == "of another run" else lab.run_id)
+    now = datetime.datetime.now(datetime.UTC)
+    own = other.member("node-3", now, now + datetime.timedelta(hours=1))
     lab.shell("node-3", "systemctl stop startline-agent; cp -a /etc/startline /etc/startline.kept")
+    config = json.loads(lab.shell("node-3", "cat /etc/startline/agent.json"))
     try:
-        forged = lab.shell(
-            "node-3",
-            "set -e; cd /etc/startline; "
-            "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 1 -subj /CN=stale "
-            "-addext 'subjectAltName=URI:startline://stale-run/member/node-3' -keyout stale.key -out stale.crt 2>/dev/null; "
-            "python3 - <<'X'\n"
-            "import json; p='agent.json'; c=json.load(open(p)); print(json.dumps(sorted(c)))\n"
-            "c.update(certificate='/etc/startline/stale.crt', key='/etc/startline/stale.key'); json.dump(c, open(p,'w'))\n"
-            "X",
-        )
-        assert "certificate" in forged
+        for path, text in ((config["certificate"], own.certificate), (config["key"], own.key)):
+            lab.shell("node-3", f"cat > {path}", stdin=text)
         lab.shell("node-3", "systemctl start startline-agent")
         result = lab.run("echo here", deadline=6.0)
         assert result["outcome"] == "aborted"
@@ -132,6 +157,56 @@ def test_a_stale_agent_of_an_earlier_run_is_not_let_in(lab: Lab) -> None:
             "systemctl stop startline-agent; rm -rf /etc/startline; mv /etc/startline.kept /etc/startline; "
             "systemctl start startline-agent",
         )
+
+
+IMPOSTOR = r"""
+import json, socket, ssl, sys, time
+config, stale = json.load(open("/etc/startline/agent.json")), json.loads(sys.argv[1])
+context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT); context.check_hostname = False
+context.load_verify_locations(config["ca"]); context.load_cert_chain(config["certificate"], config["key"])
+here = context.wrap_socket(socket.create_connection((config["rendezvous_address"], config["rendezvous_port"]), 10))
+lines = here.makefile("rb")
+def say(**message):
+    here.sendall(json.dumps(message).encode() + b"\n")
+def hear(kind):
+    for line in lines:
+        message = json.loads(line)
+        if message["type"] == kind:
+            return message
+    raise SystemExit("closed while waiting for " + kind)
+say(type="hello", version=int(sys.argv[2]), member=config["member"], run=config["run_id"])
+hear("welcome")
+epoch = hear("prepare")["epoch"]
+names = "failed clock clock_after armed_ns start_ns noticed_ns fired_ns exit files network"
+nothing = dict.fromkeys(names.split())
+say(type="report", epoch=stale, state="armed", **nothing)
+print(hear("refuse")["reason"], flush=True)
+now = time.time_ns()
+say(type="report", epoch=epoch, state="fired", **{**nothing, "start_ns": now, "noticed_ns": now, "fired_ns": now})
+say(type="start", epoch=epoch, start_ns=now, latest_ns=now)
+lines.read()  # to the end
+print("closed", flush=True)
+"""
+
+
+def test_forged_and_replayed_messages_under_a_good_certificate_start_nobody(lab: Lab) -> None:
+    """A host of the run that lies: of a trial that is over, of having started before T, and in the rendezvous' own words."""
+    first = lab.run("echo once >> /var/tmp/starts")
+    assert first["verdict"] == "valid", first["reasons"]
+    lab.shell("node-3", "systemctl stop startline-agent; cat > /tmp/impostor.py", stdin=IMPOSTOR)
+    try:
+        stale = shlex.quote(json.dumps({**first["epoch"], "attempt": 7}))
+        pending = lab.submit(lab.trial("echo once >> /var/tmp/starts", deadline=15.0))
+        said = lab.shell("node-3", f"python3 /tmp/impostor.py {stale} {wire.VERSION}")
+        result = pending.result()
+    finally:
+        lab.shell("node-3", "systemctl start startline-agent")
+    assert said.splitlines() == ["no such trial here", "closed"]
+    assert (result["outcome"], result["skew"]) == ("aborted", None)
+    assert "node-3" in result["reasons"][0]
+    assert "node-2" not in result["reasons"][0]
+    for member in lab.members:
+        assert lab.shell(member, "cat /var/tmp/starts; rm /var/tmp/starts") == "once\n"
 
 
 GARBAGE = r"""
@@ -163,14 +238,14 @@ sys.stdin.read()
 def test_garbage_and_thousands_that_say_nothing_do_not_disturb_a_trial(lab: Lab) -> None:
     port = json.loads(lab.shell("node-0", "cat /etc/startline/agent.json"))["rendezvous_port"]
     lab.shell("node-1", "cat > /tmp/garbage.py", stdin=GARBAGE)
-    command = f"exec python3 /tmp/garbage.py {lab.private_addresses['node-0']} {port} 2000"
+    command = f"exec python3 /tmp/garbage.py {lab.private_addresses['node-0']} {port} 10000"
     attacker = subprocess.Popen(
         lab.ssh_command("node-1", command), stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     )
     try:
         assert attacker.stdout
         assert attacker.stdout.readline().startswith("refused")
-        assert attacker.stdout.readline() == "held 2000\n"
+        assert attacker.stdout.readline() == "held 10000\n"
         result = lab.run("echo here")
         assert result["verdict"] == "valid", result["reasons"]
         # They are not kept: no connection may say nothing for long.
@@ -341,12 +416,27 @@ def test_a_link_cut_before_t_is_named_by_the_deadline(lab: Lab) -> None:
     assert "node-1" not in result["reasons"][0]
 
 
+def test_a_link_cut_while_its_host_is_armed_holds_up_t(lab: Lab) -> None:
+    """What it said before the cut is not enough: nobody is told T, and it is named."""
+    lab.shell("node-3", "systemctl stop startline-agent")  # holds T up until the cut is noticed
+    pending = lab.submit(lab.trial("echo here", deadline=25.0))
+    until(lambda: lab.member_state(pending, "node-2") == "armed", 20, "node-2 armed")
+    with lab.cut("node-2"):
+        until(lambda: not lab.connected("node-2"), 20, "node-2 lost")
+        lab.shell("node-3", "systemctl start startline-agent")
+        result = pending.result()
+    assert (result["outcome"], result["published"]) == ("aborted", None)
+    assert "node-2" in result["reasons"][0]
+    assert "node-1" not in result["reasons"][0]
+    assert "node-3" not in result["reasons"][0]
+
+
 def test_a_link_cut_during_the_trial_and_healed_later_loses_no_evidence(lab: Lab) -> None:
     pending = lab.submit(lab.trial("sleep 4; echo through", delivery_deadline=90.0))
-    until(lambda: state(lab, pending, "node-2") == "fired", 20, "node-2 fired")
+    until(lambda: lab.member_state(pending, "node-2") == "fired", 20, "node-2 fired")
     with lab.cut("node-2"):
         # Long enough for the commands to end, and for the rendezvous to find that the member does not answer.
-        until(lambda: state(lab, pending, "node-1") == "delivered", 30, "node-1 delivered")
+        until(lambda: lab.member_state(pending, "node-1") == "delivered", 30, "node-1 delivered")
         until(lambda: not lab.connected("node-2"), 60, "node-2 lost")
     result = pending.result(180)
     assert result["verdict"] == "valid", result["reasons"]
@@ -356,30 +446,35 @@ def test_a_link_cut_during_the_trial_and_healed_later_loses_no_evidence(lab: Lab
 # ---- hosts that are gone ---------------------------------------------------------------------------------------------
 
 
-def state(lab: Lab, pending: t.Any, member: str) -> str:
-    """The state in which the rendezvous last saw a member of a trial."""
-    for trial in lab.status()["trials"]:
-        if trial["epoch"] == pending.epoch:
-            return str(trial["members"].get(member, "unknown"))
-    return "unknown"
-
-
 @pytest.fixture
 def doomed(cloud: None, ec2: t.Any) -> t.Iterator[Lab]:
     """A lab of one's own, for a test that destroys a host."""
-    lab = Lab(EXPERIMENTS / "barrier.yml", "-e", "set=groups.node.count=3")
+    lab = Lab(EXPERIMENTS / "barrier.yml", "-e", "set=groups.node.count=4")
     lab.find(ec2)
     until(lambda: lab.connected(*lab.members), 60, "all agents connected")
     yield lab
     lab.close()
 
 
-def test_hosts_powered_off_before_and_after_t_are_named(doomed: Lab, ec2: t.Any) -> None:
+def test_hosts_powered_off_before_and_after_t_are_named(doomed: Lab) -> None:
     lab = doomed
+    # Armed: the others wait for it until the deadline, and nobody is told T.
+    lab.shell("node-1", "systemctl stop startline-agent")
+    began = time.monotonic()
+    pending = lab.submit(lab.trial("echo here", deadline=25.0))
+    until(lambda: lab.member_state(pending, "node-3") == "armed", 20, "node-3 armed")
+    lab.power_off("node-3")
+    until(lambda: not lab.connected("node-3"), 20, "node-3 lost")
+    lab.shell("node-1", "systemctl start startline-agent")
+    result = pending.result(180)
+    assert time.monotonic() - began < 25 + SLACK
+    assert (result["outcome"], result["published"]) == ("aborted", None)
+    assert re.findall(r"node-\d", result["reasons"][0]) == ["node-3"]
+    three = ["node-0", "node-1", "node-2"]
     # After T: the others go on, and what they have is kept.
-    pending = lab.submit(lab.trial("sleep 6; echo through", timeout=8.0, delivery_deadline=10.0))
-    until(lambda: state(lab, pending, "node-2") == "fired", 20, "node-2 fired")
-    ec2.terminate_instances(InstanceIds=[lab.instances["node-2"]])
+    pending = lab.submit(lab.trial("sleep 6; echo through", members=three, timeout=8.0, delivery_deadline=10.0))
+    until(lambda: lab.member_state(pending, "node-2") == "fired", 20, "node-2 fired")
+    lab.power_off("node-2")
     began = time.monotonic()
     result = pending.result(180)
     assert time.monotonic() - began < 8 + 5 + 10 + 10 + SLACK
@@ -389,7 +484,7 @@ def test_hosts_powered_off_before_and_after_t_are_named(doomed: Lab, ec2: t.Any)
     assert stored(lab, result, "node-1", "stdout") == b"through\n"
     # Before T: nobody starts, and it is said who is missing.
     began = time.monotonic()
-    result = lab.run("echo here", deadline=6.0)
+    result = lab.run("echo here", members=three, deadline=6.0)
     assert time.monotonic() - began < 6.0 + SLACK
     assert result["outcome"] == "aborted"
     assert "node-2" in result["reasons"][0]
@@ -445,7 +540,7 @@ def test_a_host_whose_clock_is_wrong_starts_with_the_others(clocks: Lab) -> None
 @pytest.mark.parametrize(("on_clock_error", "verdict"), [("mark", "degraded"), ("refuse", "invalid")])
 def test_a_clock_stepped_in_the_trial_is_named_with_its_step(clocks: Lab, on_clock_error: str, verdict: str) -> None:
     pending = clocks.submit(clocks.trial("sleep 6", deadline=60.0, on_clock_error=on_clock_error))
-    until(lambda: state(clocks, pending, "own-0") == "fired", 60, "own-0 fired")
+    until(lambda: clocks.member_state(pending, "own-0") == "fired", 60, "own-0 fired")
     step(clocks, "own-0", -2.0)
     result = pending.result(180)
     step(clocks, "own-0", 2.0)
@@ -457,16 +552,18 @@ def test_a_clock_stepped_in_the_trial_is_named_with_its_step(clocks: Lab, on_clo
 def test_a_clock_stepped_before_t_does_not_move_the_start(clocks: Lab) -> None:
     clocks.shell("node-0", "systemctl stop startline-agent")  # holds T up
     pending = clocks.submit(clocks.trial("echo here", deadline=90.0))
-    until(lambda: state(clocks, pending, "own-0") == "armed", 60, "own-0 armed")
+    until(lambda: clocks.member_state(pending, "own-0") == "armed", 60, "own-0 armed")
     step(clocks, "own-0", 2.0)
     clocks.shell("node-0", "systemctl start startline-agent")
     result = pending.result(180)
     step(clocks, "own-0", -2.0)
-    assert result["outcome"] == "completed"
+    assert (result["outcome"], result["verdict"]) == ("completed", "degraded")
+    assert [re.sub(r"\d{3} s", "xxx s", reason) for reason in result["reasons"]] in (
+        ["own-0: clock was stepped by +2.xxx s before T"],
+        ["own-0: clock was stepped by +1.xxx s before T"],
+    )
     assert abs(result["members"]["own-0"]["late_us"]) < 0.5e6
-    # It is measured anew while it waits, or found when it starts; it is never silent.
-    seen = result["members"]["own-0"]["clock"]
-    assert abs(seen["stepped_s"]) == pytest.approx(2.0, abs=0.5) or abs(seen["offset_s"]) > 1.5
+    assert result["members"]["own-0"]["clock"]["stepped_s"] == pytest.approx(2.0, abs=0.5)
 
 
 # ---- the controller --------------------------------------------------------------------------------------------------
@@ -479,9 +576,9 @@ def test_the_controller_killed_in_a_trial_is_attached_again(lab: Lab, moment: st
     trial = lab.trial("sleep 4; echo once >> /var/tmp/starts; echo through")
     pending = lab.submit(trial)
     if moment == "gathering":
-        until(lambda: state(lab, pending, "node-2") == "armed", 20, "node-2 armed")
+        until(lambda: lab.member_state(pending, "node-2") == "armed", 20, "node-2 armed")
     else:
-        until(lambda: state(lab, pending, "node-2") == "fired", 20, "node-2 fired")
+        until(lambda: lab.member_state(pending, "node-2") == "fired", 20, "node-2 fired")
     pending.process.kill()
     pending.process.wait()
     if moment == "gathering":

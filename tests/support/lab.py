@@ -115,23 +115,35 @@ class Lab:
     @contextlib.contextmanager
     def cut(self, member: str) -> t.Iterator[None]:
         """Take a host's link down, as a pulled cable would, and up again at the end."""
+        self._link(member, "down")
+        try:
+            yield
+        finally:
+            self._link(member, "up")
+
+    def _link(self, member: str, state: str) -> None:
         # The namespaces of the local cloud have their names in its daemon's mounts alone.
         daemon = json.loads(RECORD.read_text())["pid"]
         port = f"h-{self.instances[member].rpartition('-')[2][:11]}"
         switch = ["nsenter", f"--target={daemon}", "--mount", "ip", "-n", self.vpcs[member], "link", "set", port]
-        subprocess.run([*switch, "down"], check=True)
-        try:
-            yield
-        finally:
-            subprocess.run([*switch, "up"], check=True)
+        subprocess.run([*switch, state], check=True)
+
+    def _init(self, member: str) -> int:
+        """The first process of a host of the machine's own kernel."""
+        machine = f"systemd-nspawn .*--machine={self.instances[member]}"
+        nspawn = subprocess.check_output(["pgrep", "--full", machine], text=True).strip()
+        return int(subprocess.check_output(["pgrep", "--parent", nspawn], text=True))
+
+    def power_off(self, member: str) -> None:
+        """End a host of the machine's own kernel for good, as a power cut does: it says nothing to anybody any more."""
+        self._link(member, "down")
+        os.kill(self._init(member), signal.SIGKILL)
 
     def kill_at_start(self, member: str, pending: Pending) -> float:
         """Kill a host of the machine's own kernel at T of a trial; how late that was (s).
 
         T is what the agent has written down when it was told, some 60 ms before. Hosts and machine read one clock."""
-        machine = f"systemd-nspawn .*--machine={self.instances[member]}"
-        nspawn = subprocess.check_output(["pgrep", "--full", machine], text=True).strip()
-        init = int(subprocess.check_output(["pgrep", "--parent", nspawn], text=True))
+        init = self._init(member)
         where = "/".join(str(part) for part in pending.epoch.values())
         record = pathlib.Path(f"/proc/{init}/root/var/lib/startline/trials/{where}/record.json")
         give_up = time.monotonic() + 30
@@ -212,6 +224,13 @@ class Lab:
     def run(self, command: str, **arguments: t.Any) -> Json:
         """The result of a trial."""
         return self.submit(self.trial(command, **arguments)).result()
+
+    def member_state(self, pending: Pending, member: str) -> str:
+        """The state in which the rendezvous last saw a member of a trial."""
+        for trial in self.status()["trials"]:
+            if trial["epoch"] == pending.epoch:
+                return str(trial["members"].get(member, "unknown"))
+        return "unknown"
 
     def phase(self, pending: Pending) -> str:
         """gathering, running, ended, settled; or unknown."""

@@ -45,6 +45,8 @@ EXIT_SLACK = 10.0
 PATIENCE = 30.0
 
 _ORDER = {state: position for position, state in enumerate(STATES)}
+#: What a report says that claims no start.
+_NOT_STARTED = {"start_ns": None, "noticed_ns": None, "fired_ns": None, "exit": None}
 #: What is said to those who are not to start.
 _LET_GO = {
     "spare": "it is not needed: the seats are filled",
@@ -460,26 +462,31 @@ class Barrier:
     def _on_report(self, member: _Member, event: Reported, now: Now) -> t.List[Action]:
         if event.epoch != self.epoch:
             return [Refuse(event.member, f"this is {self.epoch}, not {event.epoch}")]
-        state, failed = event.report["state"], event.report["failed"]
+        report = event.report
+        state, failed = report["state"], report["failed"]
         unwanted = self._unwanted(member)
         if unwanted is not None:
             return [] if failed or _ORDER[state] < _ORDER["prepared"] else [Stop(event.member, unwanted)]
         if self.phase == "gathering":
-            if _ORDER[state] > _ORDER["armed"]:
+            if _ORDER[state] > _ORDER["armed"] or report["start_ns"] is not None:
                 # The fence: no T was said in this epoch, so this is not its trial, whatever the message claims.
                 failed, state = f"said {state} before T was published", "connected"
+                report = dict(report, **_NOT_STARTED)
+        elif report["start_ns"] not in (None, self.start_ns):
+            failed, state = "says another T than was published", member.state
+            report = dict(report, **_NOT_STARTED)
         elif _ORDER[state] < _ORDER[member.state]:
             # Overtaken by a newer report; or its agent has lost what it had come to, and says so.
             member.failed = member.failed or failed
             return []
-        elif self.phase == "running" and state == "armed" and not failed and event.report["start_ns"] is None:
+        elif self.phase == "running" and state == "armed" and not failed and report["start_ns"] is None:
             return [Start(member.name, self.start_ns or 0)]  # T was lost on the way
         elif _ORDER[state] < _ORDER["armed"] and not failed:
             return []
         before = member.reached("delivered")
-        member.report = event.report
+        member.report = report
         member.come(state, now)
-        member.failed = self._unfit(event.report) if failed is None else failed
+        member.failed = self._unfit(report) if failed is None else failed
         actions: t.List[Action] = []
         if member.reached("delivered"):
             actions.append(Settle(member.name))

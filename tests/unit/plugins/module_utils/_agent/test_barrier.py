@@ -86,7 +86,12 @@ class Scene:
         return [action for name in names for action in self.barrier.step(barrier.Connected(name), at(self.now))]
 
     def say(self, name: str, state: str, **changes: t.Any) -> list[barrier.Action]:
-        return self.barrier.step(barrier.Reported(name, EPOCH, report(state, **changes)), at(self.now))
+        """A member reports; times around T are given as if T was 10 ns."""
+        said = report(state, **changes)
+        for key in ("start_ns", "noticed_ns", "fired_ns"):
+            if said[key] is not None and self.barrier.start_ns is not None:
+                said[key] += self.barrier.start_ns - 10
+        return self.barrier.step(barrier.Reported(name, EPOCH, said), at(self.now))
 
     def tick(self, now: float) -> list[barrier.Action]:
         self.now = now
@@ -1141,3 +1146,24 @@ def test_a_world_that_calms_down_before_the_deadline_completes(count: int, steps
     universe.advance(0.1)
     run_steps(universe, [("settle down", ALL)])
     assert universe.barrier.result()["verdict"] == "valid"
+
+
+@pytest.mark.parametrize("state", ["armed", "fired", "exited"])
+def test_a_t_that_was_not_published_is_no_start(state: str) -> None:
+    """Whoever says so: it is named, and nothing of what it says of a start is counted."""
+    early = Scene()
+    early.connect("a", "b")
+    early.all_say("prepared")
+    early.say("a", state, start_ns=7, noticed_ns=5, fired_ns=9)
+    early.say("b", "armed")
+    assert early.barrier.start_ns is None
+    assert early.barrier.result()["skew"] is None
+    assert f"said {state} before T was published" in str(early.barrier.result()["members"]["a"]["reason"])
+    scene = Scene()
+    scene.armed()
+    scene.say("a", state, start_ns=11, noticed_ns=5, fired_ns=10**9)
+    scene.say("b", "fired")
+    result = scene.barrier.result()
+    assert result["skew"]["n"] == 1
+    assert result["members"]["a"]["reason"] == "says another T than was published"
+    assert (result["members"]["a"]["state"], result["members"]["a"]["late_us"]) == ("armed", None)

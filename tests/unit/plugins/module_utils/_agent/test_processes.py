@@ -259,6 +259,22 @@ def test_an_agent_killed_while_armed_arms_again(make_world: Make) -> None:
     assert (world.spool("party-0") / "stdout").read_text() == "once\n"
 
 
+def test_an_agent_refuses_an_attempt_before_one_that_it_knows(make_world: Make) -> None:
+    """Even when the rendezvous knows nothing of it any more."""
+    world = make_world(1)
+    world.start_all()
+    command = "echo once >> ../../count"
+    assert world.run(world.trial(command, attempt=2))["verdict"] == "valid"
+    world.kill("rendezvous")
+    for journal in (world.directory / "rendezvous" / "state").glob("rendezvous/*/*.journal"):
+        journal.unlink()
+    world.start("rendezvous")
+    result = world.run(world.trial(command, attempt=1))
+    assert (result["outcome"], result["published"]) == ("aborted", None)
+    assert result["reasons"] == ["party-0: attempt 2 of this trial is known here already"]
+    assert (world.spool("party-0", attempt=2).parent / "count").read_text() == "once\n"
+
+
 @pytest.mark.parametrize("moment", ["prepared", "fired", "settled"])
 def test_a_rendezvous_killed_and_restarted_loses_nothing(make_world: Make, moment: str) -> None:
     world = make_world(2)
