@@ -38,7 +38,7 @@ command -v apt-get >/dev/null 2>&1 ||
 wanted="systemd-container mmdebstrap nftables iproute2 openssh-client git ca-certificates"
 # User-mode Linux needs help with such a processor (localcloud/uml_xstate.c).
 grep -qw amx_tile /proc/cpuinfo && wanted="$wanted gcc libc6-dev"
-[ -n "$dev" ] && wanted="$wanted shellcheck chromium fonts-dejavu-core fping iperf3 kmod user-mode-linux"
+[ -n "$dev" ] && wanted="$wanted gcc libc6-dev shellcheck chromium fonts-dejavu-core fping iperf3 kmod user-mode-linux"
 
 usable() { "$1" -c 'import sys, venv, ensurepip; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' >/dev/null 2>&1; }
 find_python() {

@@ -3,9 +3,9 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import subprocess
+import tempfile
 from pathlib import Path
 
 _SOURCE = Path(__file__).with_name("uml_xstate.c")
@@ -29,7 +29,8 @@ def environment(directory: Path) -> dict[str, str]:
         return {}
     library = directory / "uml_xstate.so"
     if not library.exists():
-        part = library.with_suffix(f".{os.getpid()}")
-        subprocess.run(["cc", "-O2", "-shared", "-fPIC", "-o", part, _SOURCE, "-ldl"], check=True)
-        part.rename(library)  # hosts that start beside each other
+        with tempfile.TemporaryDirectory(dir=directory) as scratch:  # of each host that starts at the same time
+            part = Path(scratch) / library.name
+            subprocess.run(["cc", "-O2", "-shared", "-fPIC", "-o", part, _SOURCE, "-ldl"], check=True)
+            part.rename(library)
     return {"LD_PRELOAD": str(library)}

@@ -629,6 +629,13 @@ class Barrier:
 
     # -- the result --
 
+    @property
+    def complete(self) -> bool:
+        """Whether no report can change the result any more."""
+        return self.phase == "settled" and (
+            self._published is None or all(member.reached("delivered") for member in self._roster)
+        )
+
     def result(self) -> t.Dict[str, t.Any]:
         """trial.json, format startline-trial/1. Times are UNIX seconds on the rendezvous' clock unless they say _ns or _us.
 

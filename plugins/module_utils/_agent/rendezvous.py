@@ -7,7 +7,7 @@ time, the next ones queue; the evidence of earlier ones is delivered meanwhile.
 
 Every event of a trial is written to its journal before anybody is told what follows from it; a restarted rendezvous
 replays the journals and goes on. What a journal misses (it is synced only when something is decided) the agents say
-again.
+again. Of a trial that is over nothing stays but its result, in its journal's place on the disk: a sweep has thousands.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import collections
 import concurrent.futures
 import contextlib
 import functools
+import hashlib
 import json
 import os
 import signal
@@ -55,11 +56,18 @@ class RequestError(Exception):
 
 
 class _Trial:
-    """One submission: its barrier once it is its turn, its journal, and who waits for it."""
+    """One submission: its barrier once it is its turn, its journal, and who waits for it.
+
+    Once `kept`, its journal holds what is known of it, and its result; it has no submission and no barrier any more.
+    """
 
     def __init__(self, submission: t.Dict[str, t.Any], journal: str) -> None:
         self.submission = submission
         self.epoch = wire.Epoch(submission["run_id"], submission["trial_id"], submission["attempt"])
+        self.digest = _digest(submission)
+        self.form = bool(submission["form"])
+        self.kept = False
+        self.states: t.Dict[str, str] = {}
         self.journal = journal
         self.file: t.Optional[t.BinaryIO] = None
         self.barrier: t.Optional[barrier.Barrier] = None
@@ -88,7 +96,43 @@ class _Trial:
             )
         return self._shared[site]
 
+    def keep(self) -> None:
+        """Write what is left of a trial that is over in its journal's place, whole or not at all, and forget the rest."""
+        standing = self.barrier.members if self.barrier is not None else {}
+        self.states = {name: member.state for name, member in standing.items()}
+        known = {"epoch": self.epoch.to_json(), "digest": self.digest, "form": self.form, "states": self.states}
+        part = self.journal + ".new"
+        with open(part, "wb") as stream:
+            stream.write(wire.dump({"kept": known}))
+            stream.write(wire.dump({"result": self.result()}))
+            stream.flush()
+            os.fsync(stream.fileno())
+        os.rename(part, self.journal)
+        self._forget()
+
+    @classmethod
+    def from_kept(cls, known: t.Mapping[str, t.Any], journal: str) -> _Trial:
+        """What `keep` has left."""
+        epoch = known["epoch"]
+        names = {"run_id": epoch["run"], "trial_id": epoch["trial"], "attempt": epoch["attempt"]}
+        trial = cls({**names, "form": known["form"], "members": []}, journal)
+        trial.digest, trial.states = known["digest"], known["states"]
+        trial.ended.set()
+        trial.settled.set()
+        trial._forget()
+        return trial
+
+    def _forget(self) -> None:
+        self.kept = True
+        self.barrier, self.submission, self.names = None, {}, {}
+        self._shared.clear()
+
     def result(self) -> t.Dict[str, t.Any]:
+        if self.kept:
+            with open(self.journal, "rb") as stream:
+                stream.readline()
+                found: t.Dict[str, t.Any] = json.loads(stream.readline())["result"]
+            return found
         if self.barrier is None:
             return {"format": "startline-trial/1", "epoch": self.epoch.to_json(), "phase": "queued"}
         return dict(self.barrier.result(), evidence=self.submission["evidence"])
@@ -174,7 +218,7 @@ class Rendezvous:
             newest = max(newest, last)
         # Steady time goes on from the wall clock, but never back behind what the journals have seen.
         self._steady_base = newest - time.monotonic()
-        for trial in self._trials.values():
+        for trial in list(self._trials.values()):
             if trial.barrier is None:
                 continue
             for member in trial.names:
@@ -200,6 +244,8 @@ class Rendezvous:
                         break
                     whole += len(line)
                     entry = json.loads(line.decode("utf-8"))
+                    if "kept" in entry:
+                        return (0.0, 0.0, _Trial.from_kept(entry["kept"], path))
                     if "submission" in entry:
                         trial = _Trial(entry["submission"], path)
                         submitted = entry["at"]
@@ -336,6 +382,12 @@ class Rendezvous:
     def reported(self, peer: Peer, message: wire.Message) -> None:
         member, epoch = peer.member or "", message["epoch"]
         trial = self._trials.get(epoch)
+        if trial is not None and trial.kept:
+            # It was not told, or has told us before it was: nobody who takes part in it has anything left to say.
+            delivered = message["state"] == "delivered"
+            over = {} if delivered else {"reason": "this trial is over"}
+            peer.send(wire.encode("settled" if delivered else "abort", epoch=epoch, **over))
+            return
         if trial is None or trial.barrier is None:
             peer.send(wire.encode("refuse", epoch=epoch, reason="no such trial here"))
             log("report refused", member=member, epoch=epoch, reason="no such trial")
@@ -366,8 +418,8 @@ class Rendezvous:
         self._spawn(self._grant(peer, member, trial, message["files"]))
 
     async def _grant(self, peer: Peer, member: str, trial: _Trial, files: t.List[t.Dict[str, t.Any]]) -> None:
-        store = self._store(trial)
         try:
+            store = self._store(trial)
             grants = await asyncio.get_event_loop().run_in_executor(
                 self._store_thread, functools.partial(store.grants, trial.epoch, member, files)
             )
@@ -521,7 +573,7 @@ class Rendezvous:
         for trial in self._trials.values():
             if trial.barrier is not None and not trial.ended.is_set():
                 return
-            if trial.barrier is None:
+            if trial.barrier is None and not trial.kept:
                 self._keep_anchor()
                 now = self._now()
                 begun = self._begin(trial, now)
@@ -547,7 +599,8 @@ class Rendezvous:
 
     async def _store_result(self, trial: _Trial) -> None:
         # What has formed anew is told by the trial.json of the attempt that came of it.
-        if trial.submission["evidence"] is not None and trial.result()["outcome"] != "reform":
+        evidence = trial.submission["evidence"]
+        if evidence is not None and trial.result()["outcome"] != "reform":
             store = self._store(trial)
             while True:
                 body = json.dumps(trial.result(), indent=1, sort_keys=True).encode("ascii") + b"\n"
@@ -564,6 +617,11 @@ class Rendezvous:
         if trial.file is not None:
             trial.file.close()
             trial.file = None
+        if trial.barrier is not None and trial.barrier.complete:
+            try:
+                trial.keep()
+            except OSError as error:
+                log("journal not shortened", path=trial.journal, error=error.strerror)
 
     # -- the controller --
 
@@ -608,7 +666,7 @@ class Rendezvous:
         known = self._trials.get(epoch)
         if known is not None:
             # The members of a trial that forms anew are what became of the attempt before: its epoch says all.
-            if known.submission != submission and not (known.submission["form"] and submission["form"]):
+            if known.digest != _digest(submission) and not (known.form and submission["form"]):
                 raise RequestError(
                     f"{epoch} was submitted before with other arguments: a new attempt needs a new number"
                 )
@@ -637,7 +695,11 @@ class Rendezvous:
         """Who is here, and how every trial stands."""
         trials = []
         for trial in self._trials.values():
-            found = {"epoch": trial.epoch.to_json(), "phase": "queued", "members": {}}
+            found = {
+                "epoch": trial.epoch.to_json(),
+                "phase": "settled" if trial.kept else "queued",
+                "members": trial.states,
+            }
             if trial.barrier is not None:
                 standing = trial.barrier.members
                 found["phase"] = trial.barrier.phase
@@ -658,6 +720,11 @@ class Rendezvous:
             self._event(trial, barrier.Abort(str(reason)[:1000]))
             return trial.result()
         raise RequestError("no such trial is under way")
+
+
+def _digest(submission: t.Mapping[str, t.Any]) -> str:
+    """What tells two submissions apart."""
+    return hashlib.sha256(json.dumps(submission, sort_keys=True).encode("ascii")).hexdigest()
 
 
 def _event_to_json(event: barrier.Event) -> t.List[t.Any]:

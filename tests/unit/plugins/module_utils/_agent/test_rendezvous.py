@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import pathlib
 import resource
@@ -15,6 +16,7 @@ import pytest
 
 from ansible_collections.startline.lab.plugins.module_utils._agent import barrier, clock, config, rendezvous, wire
 
+from .test_barrier import report
 from .world import World
 
 
@@ -118,6 +120,66 @@ def test_the_clock_of_a_rendezvous_goes_on_with_the_next_one(
         assert away(restored(world)) == 20
         (pathlib.Path(desk._directory) / "clock.json").write_text("{")
         assert away(restored(world)) == 20
+
+    asyncio.run(story())
+
+
+class Ear:
+    """A peer that keeps what it is sent."""
+
+    def __init__(self, member: str) -> None:
+        self.member = member
+        self.heard: list[dict[str, t.Any]] = []
+
+    def send(self, line: bytes) -> None:
+        self.heard.append(json.loads(line))
+
+
+def test_of_a_trial_that_is_over_its_result_alone_is_kept(tmp_path: pathlib.Path) -> None:
+    """A sweep has thousands, and the rendezvous' host little memory."""
+    world = World(tmp_path, ["party-0", "party-1"])
+    given = world.trial()
+    epoch = wire.Epoch(given["run_id"], "r1", 1)
+
+    def say(desk: rendezvous.Rendezvous, member: str, state: str, t_ns: int | None) -> list[dict[str, t.Any]]:
+        said = {"type": "report", "epoch": epoch, **report(state), "start_ns": t_ns}
+        ear = Ear(member)
+        desk.reported(t.cast(t.Any, ear), said)
+        return ear.heard
+
+    async def story() -> None:
+        desk = restored(world)
+        trial = desk.submit(given)
+        for member in world.members:
+            desk._event(trial, barrier.Connected(member))
+            say(desk, member, "armed", None)
+        assert trial.barrier is not None
+        t_ns = trial.barrier.start_ns
+        for state in ("fired", "exited"):
+            for member in world.members:
+                say(desk, member, state, t_ns)
+        say(desk, "party-0", "delivered", t_ns)
+        long = os.path.getsize(trial.journal)
+        say(desk, "party-1", "delivered", t_ns)
+        before = trial.result()
+        assert before["verdict"] == "valid", before["reasons"]
+        await trial.settled.wait()
+        assert (trial.kept, trial.barrier, trial.submission, trial.names) == (True, None, {}, {})
+        assert os.path.getsize(trial.journal) < long
+        for one in (desk, restored(world)):
+            again = one.submit(given)
+            assert again.settled.is_set()
+            assert again.result() == before
+            assert one.status()["trials"][0]["members"] == {"party-0": "delivered", "party-1": "delivered"}
+            with pytest.raises(rendezvous.RequestError, match="other arguments"):
+                one.submit({**given, "timeout": 1})
+            assert [message["type"] for message in say(one, "party-1", "delivered", t_ns)] == ["settled"]
+            assert [message["type"] for message in say(one, "party-1", "prepared", None)] == ["abort"]
+            with pytest.raises(rendezvous.RequestError, match="under way"):
+                one.abort({})
+            one.submit(world.trial(trial_id="r2"))  # its turn comes
+            assert one.status()["trials"][-1]["phase"] == "gathering"
+            await asyncio.sleep(0)
 
     asyncio.run(story())
 
