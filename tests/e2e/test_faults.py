@@ -42,6 +42,47 @@ def test_all_mistakes_of_a_file_are_told_at_once(tmp_path: pathlib.Path) -> None
         assert what in ended.output
 
 
+NETWORK = """
+sites: {us: {region: us-east-1}, lab: {region: us-west-2, gateway: login}}
+groups: {party: {site: us, count: 2}, login: {site: lab, count: 1}, node: {site: lab, count: 2}}
+command: echo
+network:
+"""
+
+
+@pytest.mark.parametrize(
+    ("network", "said"),
+    [
+        (
+            "  party:\n    nobody: {rtt: 10ms}\n    login: {rtt: 10, loss: 200%}\n    node: {rate: 10bps}\n",
+            [
+                "wrong.yml:6: network.party.nobody: nobody is not a group",
+                "wrong.yml:7: network.party.login.rtt: 10 has no unit: write 40ms",
+                "wrong.yml:7: network.party.login.loss: 200% is more than all packets",
+                "wrong.yml:8: network.party.node.rate: 10bps: bps is bytes to tc",
+            ],
+        ),
+        ("  party:\n    party-7: {rtt: 1ms}\n", ["there is no host party-7"]),
+        ("  us: {lab: {rtt: 80ms}}\n  lab: {us: {rtt: 60ms}}\n", ["neither rule is narrower"]),
+        (
+            "  party:\n    node: {rtt: 80ms}\n",
+            ["but node-0 is reached through login-0", "Name the site (lab) in the rule"],
+        ),
+        ("  us:\n    lab: {rtt: 80ms, jitter: 90ms}\n", ["no packet can arrive before it is sent"]),
+    ],
+)
+def test_mistakes_of_a_network_are_told_before_anything_is_created(
+    tmp_path: pathlib.Path, network: str, said: list[str]
+) -> None:
+    wrong = tmp_path / "wrong.yml"
+    wrong.write_text(NETWORK.lstrip() + network)
+    ended = playbook("site.yml", "-e", f"exp={wrong}")
+    assert ended.returncode != 0
+    for text in said:
+        assert text in ended.output
+    assert "PLAY [Provision" not in ended.output
+
+
 def test_broken_yaml_is_named_with_its_line(tmp_path: pathlib.Path) -> None:
     broken = tmp_path / "broken.yml"
     broken.write_text("groups:\n  node: {count: 1\ncommand: x\n")

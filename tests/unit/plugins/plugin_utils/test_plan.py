@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import collections
 import json
+import pathlib
 import random
 import re
 import typing as t
@@ -16,6 +17,8 @@ from hypothesis import strategies as st
 from ansible_collections.startline.lab.plugins.plugin_utils import _plan
 from ansible_collections.startline.lab.plugins.plugin_utils._errors import ExperimentError, PlanError, Problem
 from ansible_collections.startline.lab.plugins.plugin_utils._experiment import load_experiment
+
+PROJECT = pathlib.Path(__file__).resolve().parents[4]
 
 SWEEP = """
 groups:
@@ -480,3 +483,12 @@ def test_the_summary_says_whose_kernel_needs_netem() -> None:
     text = _plan.summary(plan(SWEEP + "network: {party: {chain: {delay: 40ms, oneway: true}, party: {rate: 5mbit}}}\n"))
     assert "rendezvous, needs netem" in text.splitlines()[3]
     assert "netem" not in text.splitlines()[4]
+
+
+@pytest.mark.parametrize("path", sorted((PROJECT / "experiments").glob("*.yml")), ids=lambda path: path.stem)
+def test_the_committed_experiments_are_plans(path: pathlib.Path) -> None:
+    """With networks that are possible, where they have one."""
+    source = str(path.relative_to(PROJECT))
+    expanded = _plan.expand(load_experiment(path.read_text(encoding="utf-8"), source))
+    assert expanded["trials"]
+    assert {trial["network"] for trial in expanded["trials"]} - {None} == set(expanded["networks"])
