@@ -443,6 +443,32 @@ def test_a_link_cut_during_the_trial_and_healed_later_loses_no_evidence(lab: Lab
     assert stored(lab, result, "node-2", "stdout") == b"through\n"
 
 
+def test_rules_of_a_host_whose_agent_stays_dead_remove_themselves(lab: Lab) -> None:
+    """A rate, which the machine's own kernel can. Nobody is left to take it away but the timer of systemd."""
+    trial = lab.trial("sleep 2", members=["node-0", "node-1"], deadline=5.0, timeout=5.0, delivery_deadline=2.0)
+    port = json.loads(lab.shell("node-0", "cat /etc/startline/agent.json"))["rendezvous_port"]
+    rules = [{"to": [lab.private_addresses["node-0"]], "rate": "10mbit"}]
+    trial["networks"] = {
+        "n1": {
+            "phases": [{"at": 0, "rules": rules}],
+            "exempt": [{"protocol": "tcp", "port": 22}, {"protocol": "tcp", "port": port}],
+        }
+    }
+    trial["members"][1].update(network="n1", addresses=[])
+    pending = lab.submit(trial)
+    until(lambda: lab.member_state(pending, "node-1") == "fired", 20, "node-1 fired")
+    assert "htb 57a1:" in lab.shell("node-1", "tc qdisc show")
+    lab.shell("node-1", "systemctl mask --runtime startline-agent; systemctl kill --signal=SIGKILL startline-agent")
+    try:
+        result = pending.result()
+        assert result["verdict"] == "invalid"
+        assert all("node-1" in reason for reason in result["reasons"]), result["reasons"]
+        until(lambda: "htb" not in lab.shell("node-1", "tc qdisc show"), 90, "the rules gone")
+        assert lab.shell("node-1", "ls /run/startline/netem").split() == ["lock"]
+    finally:
+        lab.shell("node-1", "systemctl unmask --runtime startline-agent; systemctl start startline-agent")
+
+
 # ---- hosts that are gone ---------------------------------------------------------------------------------------------
 
 
