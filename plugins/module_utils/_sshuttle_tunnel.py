@@ -12,6 +12,7 @@ What is wrong goes to standard error in one line, and to the file ``problem`` of
 
 from __future__ import annotations
 
+import fcntl
 import ipaddress
 import json
 import os
@@ -24,6 +25,8 @@ import typing as t
 
 ETC = "/etc/startline/vpn"
 RUN = "/run/startline-vpn-{name}"
+#: A file for each port that a tunnel of this host had; who has a lock on it has the port.
+LOCKS = "/run/startline-vpn"
 
 #: Seconds to wait before the next attempt, after so many failures in a row.
 BACK_OFF = (0, 0, 1, 2, 4, 8, 15)
@@ -220,12 +223,13 @@ def removal(program: str, port: int) -> t.Tuple[t.List[str], t.List[t.List[str]]
 class Service:
     """A tunnel's service on this host."""
 
-    def __init__(self, name: str, etc: str = ETC, run: str = RUN) -> None:
+    def __init__(self, name: str, etc: str = ETC, run: str = RUN, locks: str = LOCKS) -> None:
         with open(f"{etc}/{name}/tunnel.json", encoding="utf-8") as stream:
             self.settings: Json = json.load(stream)
         self._etc = f"{etc}/{name}"
         self._run = run.format(name=name)
         self._log = f"{self._run}/ssh.log"
+        self._locks = locks
 
     # -- its directory --
 
@@ -265,8 +269,10 @@ class Service:
         program = shutil.which("sshuttle")
         if program is None:
             raise Problem("missing", "there is no sshuttle here: install the package sshuttle")
-        port = self._free_port()
         firewall = self._firewall()
+        port = self._take_port()
+        # A tunnel that had this port and was killed may not have removed its rules yet.
+        _remove_rules(firewall, port)
         self._write("firewall", f"{firewall} {port}")
         words = arguments(self.settings, port, METHODS[firewall], gateway, self._log)
         os.execv(program, words)  # noqa: S606
@@ -398,29 +404,61 @@ class Service:
         os.symlink(target, f"{directory}/{name}")
         os.environ["PATH"] = f"{directory}:{os.environ['PATH']}"
 
-    def _free_port(self) -> int:
-        """Where sshuttle may listen. The highest free one, so that it is mostly the same after a restart."""
+    def _take_port(self) -> int:
+        """Where sshuttle is to listen, taken for as long as this process lives, whatever it becomes.
+
+        The highest free one, so that it is mostly the same after a restart. A trial alone does not take it: sshuttle listens
+        later, and until then another tunnel would find it free.
+        """
         for port in range(FIRST_PORT, FIRST_PORT - PORTS, -1):
+            lock = self._lock(port)
+            if lock is None:
+                continue
             with socket.socket() as trial:
                 trial.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
                 try:
                     trial.bind(("127.0.0.1", port))
                 except OSError:
+                    os.close(lock)
                     continue
-                return port
+            # sshuttle gives it to no child, so that the lock ends with sshuttle.
+            os.set_inheritable(lock, True)
+            return port
         raise Problem(
             "port", f"no port of 127.0.0.1 from {FIRST_PORT - PORTS + 1} to {FIRST_PORT} is free for sshuttle"
         )
 
+    def _lock(self, port: int) -> t.Optional[int]:
+        """The descriptor that has the port until it is closed, None when another tunnel has it.
+
+        Its file stays: whoever opened it before it was removed would have a lock that others do not see.
+        """
+        os.makedirs(self._locks, 0o700, exist_ok=True)
+        lock = os.open(f"{self._locks}/{port}", os.O_RDWR | os.O_CREAT, 0o600)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(lock)
+            return None
+        return lock
+
     def _remove_rules(self) -> None:
+        """Remove what this tunnel's sshuttle left, if no tunnel has its port now: the rules would be that one's."""
         left = self._read("firewall").split()
         if not left:
             return
-        question, commands = removal(left[0], int(left[1]))
-        if _run(question).returncode == 0:
-            for command in commands:
-                subprocess.run(command, check=False)
+        lock = self._lock(int(left[1]))
+        if lock is not None:
+            _remove_rules(left[0], int(left[1]))
+            os.close(lock)
         self._forget("firewall")
+
+
+def _remove_rules(program: str, port: int) -> None:
+    question, commands = removal(program, port)
+    if _run(question).returncode == 0:
+        for command in commands:
+            subprocess.run(command, check=False)
 
 
 def _mbit(count: int, seconds: float) -> float:

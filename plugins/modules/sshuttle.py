@@ -250,7 +250,7 @@ def absent(module, client, name):
         client.systemctl("reset-failed", client.unit, check=False)
         if not os.path.isdir(_sshuttle.ETC) or not os.listdir(_sshuttle.ETC):
             # The last tunnel takes the program with it.
-            for path in (_sshuttle.ETC, _sshuttle.LIBRARY):
+            for path in (_sshuttle.ETC, _sshuttle.LIBRARY, _sshuttle_tunnel.LOCKS):
                 remove(path)
             parent = os.path.dirname(_sshuttle.ETC)
             if os.path.isdir(parent) and not os.listdir(parent):

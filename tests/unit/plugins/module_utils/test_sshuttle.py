@@ -335,3 +335,85 @@ def programs(
     monkeypatch.setenv("PATH", str(tmp_path / "bin"))
     (tmp_path / "etc/default/tunnel.json").write_text(json.dumps(SETTINGS))
     return _sshuttle_tunnel.Service("default", str(tmp_path / "etc"), str(tmp_path / "run"))
+
+
+FAKES = {
+    "ip": 'case "$*" in *address*) echo "[]";; *) echo "10.20.0.1 via 192.0.2.1";; esac',
+    "nft": 'echo "$*" >> "$CALLS"',
+    # It never listens: what keeps the port is the lock alone.
+    "sshuttle": 'while [ "$1" != --listen ]; do shift; done; echo "$2"; exec sleep 60',
+}
+STARTER = "import sys; from {module} import Service; Service(*sys.argv[1:]).run()"
+
+
+@pytest.fixture
+def start(tmp_path: pathlib.Path) -> t.Iterator[t.Callable[[str], subprocess.Popen[str]]]:
+    """Start the service of a tunnel; its first line is where sshuttle is to listen."""
+    started = []
+    (tmp_path / "bin").mkdir()
+    for name, text in FAKES.items():
+        (tmp_path / "bin" / name).write_text(f"#!/bin/sh\n{text}\n")
+        (tmp_path / "bin" / name).chmod(0o755)
+
+    def start_one(name: str) -> subprocess.Popen[str]:
+        for directory in (f"etc/{name}", f"run-{name}"):
+            (tmp_path / directory).mkdir(parents=True, exist_ok=True)
+        (tmp_path / f"etc/{name}/tunnel.json").write_text(json.dumps({**SETTINGS, "name": name}))
+        module = pathlib.Path(_sshuttle_tunnel.__file__)
+        words = [str(tmp_path / "etc"), str(tmp_path / "run-{name}"), str(tmp_path / "locks")]
+        started.append(
+            subprocess.Popen(
+                [sys.executable, "-c", STARTER.format(module=module.stem), name, *words],
+                env={
+                    "PATH": f"{tmp_path}/bin:{os.environ['PATH']}",
+                    "PYTHONPATH": str(module.parent),
+                    "CALLS": f"{tmp_path}/calls",
+                },
+                stdout=subprocess.PIPE, text=True,
+            )
+        )  # fmt: skip
+        return started[-1]
+
+    yield start_one
+    for process in started:
+        process.kill()
+        process.communicate()
+
+
+def listens(process: subprocess.Popen[str]) -> str:
+    """Where the sshuttle that the process became is to listen."""
+    assert process.stdout is not None
+    return process.stdout.readline().strip()
+
+
+def test_tunnels_that_start_at_once_take_different_ports(
+    start: t.Callable[[str], subprocess.Popen[str]], tmp_path: pathlib.Path
+) -> None:
+    tunnels = [start(f"t{number}") for number in range(6)]
+    taken = [listens(tunnel) for tunnel in tunnels]
+    assert len(set(taken)) == 6
+    assert all(taken)
+    # A port is free again when its sshuttle has ended, however it did.
+    tunnels[2].kill()
+    tunnels[2].wait()
+    assert listens(start("t2")) == taken[2]
+
+
+def test_rules_that_a_killed_tunnel_left_are_removed_by_who_has_its_port(
+    start: t.Callable[[str], subprocess.Popen[str]], tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = start("a")
+    port = listens(first).partition(":")[2]
+    first.kill()
+    first.wait()
+    (tmp_path / "calls").unlink()
+    assert listens(start("b")) == f"127.0.0.1:{port}"
+    calls = (tmp_path / "calls").read_text()
+    assert f"delete table inet sshuttle-ipv4-{port}\n" in calls
+    # What the first would remove when its turn comes is the second's by now.
+    monkeypatch.setenv("PATH", f"{tmp_path}/bin:{os.environ['PATH']}")
+    monkeypatch.setenv("CALLS", str(tmp_path / "calls"))
+    places = (str(tmp_path / "etc"), str(tmp_path / "run-{name}"), str(tmp_path / "locks"))
+    _sshuttle_tunnel.Service("a", *places).clean()
+    assert (tmp_path / "calls").read_text() == calls
+    assert not (tmp_path / "run-a/firewall").exists()
