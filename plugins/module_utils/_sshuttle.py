@@ -16,6 +16,7 @@ import re
 import typing as t
 
 from ._files import read
+from ._sshuttle_tunnel import Problem, parse_seconds
 
 ETC = "/etc/startline/vpn"
 LIBRARY = "/usr/lib/startline-vpn"
@@ -143,6 +144,14 @@ def parse_tunnel(params: t.Mapping[str, t.Any]) -> Tunnel:
         probe_port=probe_port,
         buffer=params["buffer"],
     )
+
+
+def parse_measure(seconds: float) -> float:
+    """How long to measure in each direction; 0 is not at all."""
+    try:
+        return parse_seconds(seconds) if seconds != 0 else 0.0
+    except Problem as exc:
+        raise SshuttleError(f"measure: {exc}, or 0 for no measurement") from exc
 
 
 def parse_gateway(params: t.Mapping[str, t.Any]) -> Gateway:

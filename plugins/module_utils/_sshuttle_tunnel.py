@@ -12,6 +12,7 @@ What is wrong goes to standard error in one line, and to the file ``problem`` of
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import ipaddress
 import json
@@ -20,6 +21,7 @@ import shutil
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 import typing as t
 
@@ -32,6 +34,9 @@ LOCKS = "/run/startline-vpn"
 BACK_OFF = (0, 0, 1, 2, 4, 8, 15)
 #: Seconds that a private address has to answer.
 PROBE_TIMEOUT = 15
+#: Seconds that a measurement may last, and for which nothing may come through while it does.
+LONGEST = 3600
+SILENCE = 30
 #: sshuttle's own first choice, and how far to look below it.
 FIRST_PORT = 12300
 PORTS = 500
@@ -98,6 +103,7 @@ with socket.socket() as server:
     link, _ = server.accept()
     count, first = 0, None
     with link:
+        link.settimeout(30)
         while True:
             data = link.recv(1 << 18)
             if not data:
@@ -127,6 +133,18 @@ class Problem(Exception):
 
 
 # -- decisions --------------------------------------------------------------------------------------------------------
+
+
+def parse_seconds(given: t.Union[str, float]) -> float:
+    """How long a measurement lasts in each direction."""
+    try:
+        seconds = float(given)
+    except ValueError:
+        seconds = 0.0
+    # What is no number at all (nan) is not above 0 either.
+    if not 0 < seconds <= LONGEST:
+        raise Problem("measure", f"{given} is no time to measure for: give seconds, above 0 and at most {LONGEST}")
+    return seconds
 
 
 def back_off(failures: int) -> int:
@@ -318,31 +336,46 @@ class Service:
         """Mbit/s of a TCP connection to the login host's private address, sent and received."""
         command = ["ssh", "-F", f"{self._etc}/ssh_config", self.settings["gateway"]]
         command += [f"exec python3 -c {_quote(RECEIVER)} {self.settings['probe_address']} {seconds}"]
-        with subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE) as far:
-            try:
-                return self._measure(t.cast("t.IO[bytes]", far.stdout), seconds)
-            finally:
-                far.kill()
+        with tempfile.TemporaryFile() as complaints:
+            with subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=complaints) as far:
+                try:
+                    return self._measure(t.cast("t.IO[bytes]", far.stdout), seconds)
+                except EOFError:
+                    why = "the login host's end of the measurement ended too early"
+                    # What it complains of may still be on its way.
+                    with contextlib.suppress(subprocess.TimeoutExpired):
+                        far.wait(timeout=5)
+                except (OSError, TypeError, ValueError) as exc:
+                    why = str(exc)
+                finally:
+                    far.kill()
+            complaints.seek(0)
+            said = complaints.read().decode("utf-8", "replace").split("\n")
+        words = [line.strip() for line in said if line.strip()]
+        if words:
+            why = f"{why} (it said: {words[-1]})"
+        raise Problem(
+            "measure",
+            f"the throughput was not measured: {why}. Does python3 run on the login host, and did the tunnel last meanwhile "
+            f"(journalctl -u startline-vpn-{self.settings['name']})?",
+        )
 
     def _measure(self, far: t.IO[bytes], seconds: float) -> Json:
-        line = far.readline()
-        if not line:
-            raise Problem("measure", "the login host's end of the measurement did not start")
-        address, port = json.loads(line)
+        address, port = _next(far)
         if not takes(self.settings, address):
             raise Problem(
                 "measure",
                 f"the login host's private address {address} is not in networks: add it, to measure the throughput",
             )
         block = bytes(1 << 16)
-        with socket.create_connection((address, port), timeout=30) as link:
+        with socket.create_connection((address, port), timeout=SILENCE) as link:
             ends = time.monotonic() + seconds
             while time.monotonic() < ends:
                 link.sendall(block)
             link.shutdown(socket.SHUT_WR)
-            sent, took = json.loads(far.readline())
+            sent, took = _next(far)
         received, first, last = 0, 0.0, 0.0
-        with socket.create_connection((address, port), timeout=30) as link:
+        with socket.create_connection((address, port), timeout=SILENCE) as link:
             while True:
                 data = link.recv(1 << 18)
                 if not data:
@@ -461,6 +494,14 @@ def _remove_rules(program: str, port: int) -> None:
             subprocess.run(command, check=False)
 
 
+def _next(far: t.IO[bytes]) -> t.Any:
+    """What the far end of a measurement says next."""
+    line = far.readline()
+    if not line:
+        raise EOFError
+    return json.loads(line)
+
+
 def _mbit(count: int, seconds: float) -> float:
     if not count or seconds <= 0:
         raise Problem("measure", "nothing came through the tunnel while its throughput was measured")
@@ -492,10 +533,12 @@ def main(words: t.Sequence[str]) -> int:
         elif words[0] == "clean":
             service.clean()
         elif words[0] == "measure":
-            sys.stdout.write(json.dumps(service.measure(float(words[2]))) + "\n")
+            sys.stdout.write(json.dumps(service.measure(parse_seconds(words[2]))) + "\n")
     except Problem as problem:
         sys.stderr.write(f"{problem}\n")
-        service.note(problem.kind, str(problem))
+        if words[0] != "measure":
+            # A tunnel that is not measured is a tunnel.
+            service.note(problem.kind, str(problem))
         return 0 if words[0] == "clean" else 1
     return 0
 

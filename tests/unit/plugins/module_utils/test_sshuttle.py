@@ -417,3 +417,90 @@ def test_rules_that_a_killed_tunnel_left_are_removed_by_who_has_its_port(
     _sshuttle_tunnel.Service("a", *places).clean()
     assert (tmp_path / "calls").read_text() == calls
     assert not (tmp_path / "run-a/firewall").exists()
+
+
+@pytest.mark.parametrize("given", [-1.0, float("nan"), float("inf"), 3601.0])
+def test_a_time_to_measure_for_that_cannot_be_is_refused(given: float) -> None:
+    with pytest.raises(SshuttleError, match=r"^measure: .* is no time to measure for: give seconds, above 0"):
+        _sshuttle.parse_measure(given)
+
+
+def test_a_time_to_measure_for() -> None:
+    assert [_sshuttle.parse_measure(given) for given in (0.0, 0.3, 3600.0)] == [0.0, 0.3, 3600.0]
+
+
+@pytest.fixture
+def measured(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> t.Callable[..., int]:
+    """Measure, with a login host that is this one, and its ssh a script that gets the command as $4."""
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "etc/default").mkdir(parents=True)
+    settings = {**SETTINGS, "networks": ["127.0.0.0/8"], "probe_address": "127.0.0.1"}
+    (tmp_path / "etc/default/tunnel.json").write_text(json.dumps(settings))
+    monkeypatch.setenv("PATH", f"{tmp_path}/bin:{os.environ['PATH']}")
+    service = _sshuttle_tunnel.Service
+
+    def here(name: str) -> _sshuttle_tunnel.Service:
+        return service(name, str(tmp_path / "etc"), str(tmp_path / "run"), str(tmp_path / "locks"))
+
+    monkeypatch.setattr(_sshuttle_tunnel, "Service", here)
+
+    def measure(ssh: str, seconds: str = "0.1") -> int:
+        (tmp_path / "bin/ssh").write_text(f"#!/bin/sh\n{ssh}\n")
+        (tmp_path / "bin/ssh").chmod(0o755)
+        return _sshuttle_tunnel.main(["measure", "default", seconds])
+
+    return measure
+
+
+def test_the_throughput_in_both_directions(measured: t.Callable[..., int], capsys: pytest.CaptureFixture[str]) -> None:
+    assert measured('eval "$4"') == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["sent"] > 0
+    assert found["received"] > 0
+
+
+#: A far end that says where it listens, and then does something else than it should.
+FAR = """exec python3 -c '
+import json, socket, struct, sys, time
+server = socket.socket()
+server.bind(("127.0.0.1", 0))
+server.listen(1)
+print(json.dumps(server.getsockname()), flush=True)
+{then}
+'"""
+RESET = """
+link, _ = server.accept()
+link.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+link.close()
+time.sleep(30)
+"""
+
+
+@pytest.mark.parametrize(
+    ("ssh", "seconds", "message"),
+    [
+        ("exit 0", "-1", "-1 is no time to measure for"),
+        ("exit 0", "nan", "nan is no time to measure for"),
+        ("exit 0", "soon", "soon is no time to measure for"),
+        ("echo x: Permission denied >&2; exit 255", "0.1", "ended too early (it said: x: Permission denied)"),
+        ("echo hello", "0.1", "Expecting value"),
+        ("echo 5", "0.1", "not measured"),
+        (FAR.format(then="server.close()"), "5", "the throughput was not measured: "),
+        (FAR.format(then="server.accept(); sys.exit(1)"), "5", "the throughput was not measured: "),
+        (FAR.format(then=RESET), "5", "the throughput was not measured: "),
+        (FAR.format(then="link = server.accept(); time.sleep(30)"), "5", "the throughput was not measured: timed out"),
+        (FAR.format(then="link, _ = server.accept(); link.recv(9); print([9, 1])"), "0.01", "not measured"),
+    ],
+    ids=["negative", "nan", "text", "refused", "noise", "number", "not-there", "gone", "reset", "silent", "half"],
+)
+def test_a_measurement_that_fails_is_told_in_one_line(
+    measured: t.Callable[..., int], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, ssh: str,
+    seconds: str, message: str,
+) -> None:  # fmt: skip
+    monkeypatch.setattr(_sshuttle_tunnel, "SILENCE", 1)
+    # The service's directory is not there, as when it is stopped: nothing is to be written into it.
+    assert measured(ssh, seconds) == 1
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert message in said.err
+    assert said.err.count("\n") == 1
