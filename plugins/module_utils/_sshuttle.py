@@ -398,3 +398,9 @@ def other_ports(settings: t.Mapping[str, t.Sequence[str]], drop_in: str) -> t.Li
     """
     ours = {int(port) for port in re.findall(r"^Match LocalPort (\d+)$", drop_in, re.MULTILINE)}
     return sorted({int(port) for port in settings.get("port", ())} - ours)
+
+
+def addresses_without(settings: t.Mapping[str, t.Sequence[str]], port: int) -> t.List[str]:
+    """The addresses that sshd listens on, if none has the port: a Port is nothing to a ListenAddress with a port of its own."""
+    addresses = list(settings.get("listenaddress", ()))
+    return [] if any(address.endswith(f":{port}") for address in addresses) else addresses
