@@ -16,6 +16,7 @@ import re
 import typing as t
 
 from ._files import read
+from ._sshuttle_tunnel import Problem, parse_seconds
 
 ETC = "/etc/startline/vpn"
 LIBRARY = "/usr/lib/startline-vpn"
@@ -143,6 +144,14 @@ def parse_tunnel(params: t.Mapping[str, t.Any]) -> Tunnel:
         probe_port=probe_port,
         buffer=params["buffer"],
     )
+
+
+def parse_measure(seconds: float) -> float:
+    """How long to measure in each direction; 0 is not at all."""
+    try:
+        return parse_seconds(seconds) if seconds != 0 else 0.0
+    except Problem as exc:
+        raise SshuttleError(f"measure: {exc}, or 0 for no measurement") from exc
 
 
 def parse_gateway(params: t.Mapping[str, t.Any]) -> Gateway:
@@ -389,3 +398,9 @@ def other_ports(settings: t.Mapping[str, t.Sequence[str]], drop_in: str) -> t.Li
     """
     ours = {int(port) for port in re.findall(r"^Match LocalPort (\d+)$", drop_in, re.MULTILINE)}
     return sorted({int(port) for port in settings.get("port", ())} - ours)
+
+
+def addresses_without(settings: t.Mapping[str, t.Sequence[str]], port: int) -> t.List[str]:
+    """The addresses that sshd listens on, if none has the port: a Port is nothing to a ListenAddress with a port of its own."""
+    addresses = list(settings.get("listenaddress", ()))
+    return [] if any(address.endswith(f":{port}") for address in addresses) else addresses

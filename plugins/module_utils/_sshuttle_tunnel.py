@@ -12,6 +12,8 @@ What is wrong goes to standard error in one line, and to the file ``problem`` of
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import ipaddress
 import json
 import os
@@ -19,16 +21,22 @@ import shutil
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 import typing as t
 
 ETC = "/etc/startline/vpn"
 RUN = "/run/startline-vpn-{name}"
+#: A file for each port that a tunnel of this host had; who has a lock on it has the port.
+LOCKS = "/run/startline-vpn"
 
 #: Seconds to wait before the next attempt, after so many failures in a row.
 BACK_OFF = (0, 0, 1, 2, 4, 8, 15)
 #: Seconds that a private address has to answer.
 PROBE_TIMEOUT = 15
+#: Seconds that a measurement may last, and for which nothing may come through while it does.
+LONGEST = 3600
+SILENCE = 30
 #: sshuttle's own first choice, and how far to look below it.
 FIRST_PORT = 12300
 PORTS = 500
@@ -95,6 +103,7 @@ with socket.socket() as server:
     link, _ = server.accept()
     count, first = 0, None
     with link:
+        link.settimeout(30)
         while True:
             data = link.recv(1 << 18)
             if not data:
@@ -124,6 +133,18 @@ class Problem(Exception):
 
 
 # -- decisions --------------------------------------------------------------------------------------------------------
+
+
+def parse_seconds(given: t.Union[str, float]) -> float:
+    """How long a measurement lasts in each direction."""
+    try:
+        seconds = float(given)
+    except ValueError:
+        seconds = 0.0
+    # What is no number at all (nan) is not above 0 either.
+    if not 0 < seconds <= LONGEST:
+        raise Problem("measure", f"{given} is no time to measure for: give seconds, above 0 and at most {LONGEST}")
+    return seconds
 
 
 def back_off(failures: int) -> int:
@@ -220,12 +241,13 @@ def removal(program: str, port: int) -> t.Tuple[t.List[str], t.List[t.List[str]]
 class Service:
     """A tunnel's service on this host."""
 
-    def __init__(self, name: str, etc: str = ETC, run: str = RUN) -> None:
+    def __init__(self, name: str, etc: str = ETC, run: str = RUN, locks: str = LOCKS) -> None:
         with open(f"{etc}/{name}/tunnel.json", encoding="utf-8") as stream:
             self.settings: Json = json.load(stream)
         self._etc = f"{etc}/{name}"
         self._run = run.format(name=name)
         self._log = f"{self._run}/ssh.log"
+        self._locks = locks
 
     # -- its directory --
 
@@ -265,8 +287,10 @@ class Service:
         program = shutil.which("sshuttle")
         if program is None:
             raise Problem("missing", "there is no sshuttle here: install the package sshuttle")
-        port = self._free_port()
         firewall = self._firewall()
+        port = self._take_port()
+        # A tunnel that had this port and was killed may not have removed its rules yet.
+        _remove_rules(firewall, port)
         self._write("firewall", f"{firewall} {port}")
         words = arguments(self.settings, port, METHODS[firewall], gateway, self._log)
         os.execv(program, words)  # noqa: S606
@@ -312,31 +336,46 @@ class Service:
         """Mbit/s of a TCP connection to the login host's private address, sent and received."""
         command = ["ssh", "-F", f"{self._etc}/ssh_config", self.settings["gateway"]]
         command += [f"exec python3 -c {_quote(RECEIVER)} {self.settings['probe_address']} {seconds}"]
-        with subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE) as far:
-            try:
-                return self._measure(t.cast("t.IO[bytes]", far.stdout), seconds)
-            finally:
-                far.kill()
+        with tempfile.TemporaryFile() as complaints:
+            with subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=complaints) as far:
+                try:
+                    return self._measure(t.cast("t.IO[bytes]", far.stdout), seconds)
+                except EOFError:
+                    why = "the login host's end of the measurement ended too early"
+                    # What it complains of may still be on its way.
+                    with contextlib.suppress(subprocess.TimeoutExpired):
+                        far.wait(timeout=5)
+                except (OSError, TypeError, ValueError) as exc:
+                    why = str(exc)
+                finally:
+                    far.kill()
+            complaints.seek(0)
+            said = complaints.read().decode("utf-8", "replace").split("\n")
+        words = [line.strip() for line in said if line.strip()]
+        if words:
+            why = f"{why} (it said: {words[-1]})"
+        raise Problem(
+            "measure",
+            f"the throughput was not measured: {why}. Does python3 run on the login host, and did the tunnel last meanwhile "
+            f"(journalctl -u startline-vpn-{self.settings['name']})?",
+        )
 
     def _measure(self, far: t.IO[bytes], seconds: float) -> Json:
-        line = far.readline()
-        if not line:
-            raise Problem("measure", "the login host's end of the measurement did not start")
-        address, port = json.loads(line)
+        address, port = _next(far)
         if not takes(self.settings, address):
             raise Problem(
                 "measure",
                 f"the login host's private address {address} is not in networks: add it, to measure the throughput",
             )
         block = bytes(1 << 16)
-        with socket.create_connection((address, port), timeout=30) as link:
+        with socket.create_connection((address, port), timeout=SILENCE) as link:
             ends = time.monotonic() + seconds
             while time.monotonic() < ends:
                 link.sendall(block)
             link.shutdown(socket.SHUT_WR)
-            sent, took = json.loads(far.readline())
+            sent, took = _next(far)
         received, first, last = 0, 0.0, 0.0
-        with socket.create_connection((address, port), timeout=30) as link:
+        with socket.create_connection((address, port), timeout=SILENCE) as link:
             while True:
                 data = link.recv(1 << 18)
                 if not data:
@@ -398,29 +437,69 @@ class Service:
         os.symlink(target, f"{directory}/{name}")
         os.environ["PATH"] = f"{directory}:{os.environ['PATH']}"
 
-    def _free_port(self) -> int:
-        """Where sshuttle may listen. The highest free one, so that it is mostly the same after a restart."""
+    def _take_port(self) -> int:
+        """Where sshuttle is to listen, taken for as long as this process lives, whatever it becomes.
+
+        The highest free one, so that it is mostly the same after a restart. A trial alone does not take it: sshuttle listens
+        later, and until then another tunnel would find it free.
+        """
         for port in range(FIRST_PORT, FIRST_PORT - PORTS, -1):
+            lock = self._lock(port)
+            if lock is None:
+                continue
             with socket.socket() as trial:
                 trial.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
                 try:
                     trial.bind(("127.0.0.1", port))
                 except OSError:
+                    os.close(lock)
                     continue
-                return port
+            # sshuttle gives it to no child, so that the lock ends with sshuttle.
+            os.set_inheritable(lock, True)
+            return port
         raise Problem(
             "port", f"no port of 127.0.0.1 from {FIRST_PORT - PORTS + 1} to {FIRST_PORT} is free for sshuttle"
         )
 
+    def _lock(self, port: int) -> t.Optional[int]:
+        """The descriptor that has the port until it is closed, None when another tunnel has it.
+
+        Its file stays: whoever opened it before it was removed would have a lock that others do not see.
+        """
+        os.makedirs(self._locks, 0o700, exist_ok=True)
+        lock = os.open(f"{self._locks}/{port}", os.O_RDWR | os.O_CREAT, 0o600)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(lock)
+            return None
+        return lock
+
     def _remove_rules(self) -> None:
+        """Remove what this tunnel's sshuttle left, if no tunnel has its port now: the rules would be that one's."""
         left = self._read("firewall").split()
         if not left:
             return
-        question, commands = removal(left[0], int(left[1]))
-        if _run(question).returncode == 0:
-            for command in commands:
-                subprocess.run(command, check=False)
+        lock = self._lock(int(left[1]))
+        if lock is not None:
+            _remove_rules(left[0], int(left[1]))
+            os.close(lock)
         self._forget("firewall")
+
+
+def _remove_rules(program: str, port: int) -> None:
+    question, commands = removal(program, port)
+    if _run(question).returncode == 0:
+        for command in commands:
+            subprocess.run(command, check=False)
+
+
+def _next(far: t.IO[bytes]) -> t.Any:
+    """What the far end of a measurement says next."""
+    line = far.readline()
+    if not line:
+        raise EOFError
+    return json.loads(line)
 
 
 def _mbit(count: int, seconds: float) -> float:
@@ -454,10 +533,12 @@ def main(words: t.Sequence[str]) -> int:
         elif words[0] == "clean":
             service.clean()
         elif words[0] == "measure":
-            sys.stdout.write(json.dumps(service.measure(float(words[2]))) + "\n")
+            sys.stdout.write(json.dumps(service.measure(parse_seconds(words[2]))) + "\n")
     except Problem as problem:
         sys.stderr.write(f"{problem}\n")
-        service.note(problem.kind, str(problem))
+        if words[0] != "measure":
+            # A tunnel that is not measured is a tunnel.
+            service.note(problem.kind, str(problem))
         return 0 if words[0] == "clean" else 1
     return 0
 

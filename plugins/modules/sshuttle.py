@@ -77,7 +77,7 @@ options:
     default: 1048576
   measure:
     description:
-      - Seconds for which throughput is measured in each direction; V(0) is not at all.
+      - Seconds for which throughput is measured in each direction; V(0) is not at all, V(3600) the most.
       - The login host's end is a process of the account there, at its private address, which must be in O(networks).
     type: float
     default: 0
@@ -214,6 +214,7 @@ class Client:
 def present(module, client):
     """Have the tunnel."""
     tunnel = _sshuttle.parse_tunnel(module.params)
+    seconds = _sshuttle.parse_measure(module.params["measure"])
     source = pkgutil.get_data(_sshuttle_tunnel.__name__.rpartition(".")[0], "_sshuttle_tunnel.py").decode("utf-8")
     files = _sshuttle.client_files(tunnel, module.params["private_key"], source, sys.executable)
     different = [file for file in files if file.differs()]
@@ -229,8 +230,8 @@ def present(module, client):
         client.systemctl("daemon-reload")
         client.start(module.params["timeout"])
     result["probe"] = client.ask("probe")
-    if module.params["measure"]:
-        result["throughput"] = client.ask("measure", str(module.params["measure"]))
+    if seconds:
+        result["throughput"] = client.ask("measure", str(seconds))
     return result
 
 
@@ -250,7 +251,7 @@ def absent(module, client, name):
         client.systemctl("reset-failed", client.unit, check=False)
         if not os.path.isdir(_sshuttle.ETC) or not os.listdir(_sshuttle.ETC):
             # The last tunnel takes the program with it.
-            for path in (_sshuttle.ETC, _sshuttle.LIBRARY):
+            for path in (_sshuttle.ETC, _sshuttle.LIBRARY, _sshuttle_tunnel.LOCKS):
                 remove(path)
             parent = os.path.dirname(_sshuttle.ETC)
             if os.path.isdir(parent) and not os.listdir(parent):

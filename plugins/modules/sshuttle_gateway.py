@@ -103,9 +103,15 @@ class LoginHost:
 
     def __init__(self, module):
         self._module = module
-        self._sshd = module.get_bin_path("sshd", opt_dirs=["/usr/sbin", "/sbin"])
-        if not self._sshd:
+        self._unit = None
+
+    @property
+    def sshd(self):
+        """The program."""
+        path = self._module.get_bin_path("sshd", opt_dirs=["/usr/sbin", "/sbin"])
+        if not path:
             raise SshuttleError("there is no sshd here: install openssh-server")
+        return path
 
     def run(self, *command):
         code, output, errors = self._module.run_command(list(command))
@@ -116,7 +122,7 @@ class LoginHost:
     def settings(self):
         """What sshd would do if it were started now, with a connection that no Match of ours is for."""
         connection = "user=root,host=localhost,addr=127.0.0.1,laddr=127.0.0.1,lport=22"
-        return _sshuttle.parse_sshd(self.run(self._sshd, "-T", "-C", connection))
+        return _sshuttle.parse_sshd(self.run(self.sshd, "-T", "-C", connection))
 
     def check(self, drop_in):
         """Have sshd read its whole configuration with this drop-in before anything is changed."""
@@ -124,18 +130,37 @@ class LoginHost:
             for name, text in (("drop_in", drop_in), ("main", f"Include {scratch}/drop_in\nInclude {MAIN}\n")):
                 with open(f"{scratch}/{name}", "w", encoding="utf-8") as stream:
                     stream.write(text)
-            self.run(self._sshd, "-t", "-f", f"{scratch}/main")
+            self.run(self.sshd, "-t", "-f", f"{scratch}/main")
+
+    def runs(self):
+        """Whether sshd runs as a service."""
+        for unit in ("ssh.service", "sshd.service"):
+            if self._module.run_command(["systemctl", "is-active", "--quiet", unit])[0] == 0:
+                self._unit = unit
+                return True
+        return False
 
     def reload(self):
         """Have sshd read its configuration. Its sessions go on."""
-        for unit in ("ssh.service", "sshd.service"):
-            if self._module.run_command(["systemctl", "is-active", "--quiet", unit])[0] == 0:
-                self.run("systemctl", "reload", unit)
-                return
-        raise SshuttleError(
-            "no sshd runs as ssh.service or sshd.service: start it. Where ssh.socket listens in its place, the ports "
-            "are the socket's: systemctl disable --now ssh.socket, systemctl enable --now ssh.service"
-        )
+        if not self.runs():
+            raise SshuttleError(
+                "no sshd runs as ssh.service or sshd.service: start it. Where ssh.socket listens in its place, the ports "
+                "are the socket's: systemctl disable --now ssh.socket, systemctl enable --now ssh.service"
+            )
+        self.run("systemctl", "reload", self._unit)
+
+    def reload_back(self, ports):
+        """Have sshd do again what it did before we had it reloaded, if we had. What is then wrong, in front of why."""
+        if not self._unit:
+            return ""
+        try:
+            # Other than a reload, it also starts an sshd that has ended.
+            self.run("systemctl", "reload-or-restart", self._unit)
+        except SshuttleError as exc:
+            return f"sshd does not take back its configuration of before ({exc}): do not leave this host before it does. Why: "
+        if ports and not any(self.await_port(port, True) for port in ports):
+            return f"sshd does not listen any more: do not leave this host before it does (journalctl -u {self._unit}). Why: "
+        return ""
 
     def listens(self, port):
         """Whether anybody listens on the port."""
@@ -225,22 +250,30 @@ def present(module, host):
         ensure(file.path, file.text, file.mode)
     if reload:
         try:
-            if str(gateway.port) not in host.settings().get("port", ()):
+            settings = host.settings()
+            if str(gateway.port) not in settings.get("port", ()):
                 raise SshuttleError(
                     f"{MAIN} does not read {DROP_IN}: put 'Include /etc/ssh/sshd_config.d/*.conf' at its beginning"
+                )
+            others = _sshuttle.addresses_without(settings, gateway.port)
+            if others:
+                raise SshuttleError(
+                    f"port: sshd would not listen on {gateway.port}, because every ListenAddress in its configuration has a "
+                    f"port of its own ({', '.join(others)}): add 'ListenAddress ADDRESS:{gateway.port}'"
                 )
             host.reload()
             if not host.await_port(gateway.port, True):
                 raise SshuttleError(
-                    f"sshd was reloaded and does not listen on {gateway.port} after {PATIENCE} s: does somebody else "
-                    f"(ss -ltnp), or does ssh.socket listen in its place?"
+                    f"sshd was reloaded and does not listen on {gateway.port} after {PATIENCE} s: usually a ListenAddress in "
+                    f"its configuration is for other ports, or names an address that this host has not. Or does somebody "
+                    f"else have the port (ss -ltnp), or does ssh.socket listen in its place?"
                 )
-        except SshuttleError:
+        except SshuttleError as exc:
             if before:
                 ensure(DROP_IN, before, 0o644)
             else:
                 remove(DROP_IN)
-            raise
+            raise SshuttleError(f"{host.reload_back(ports)}{exc}") from exc
     return result
 
 
@@ -255,7 +288,8 @@ def absent(module, host):
         return result
     for path in here:
         remove(path)
-    if DROP_IN in here:
+    # An sshd that does not run, or is not there any more, reads what is left when it starts.
+    if DROP_IN in here and host.runs():
         host.reload()
         host.await_port(module.params["port"], False)
     if entry:

@@ -335,3 +335,172 @@ def programs(
     monkeypatch.setenv("PATH", str(tmp_path / "bin"))
     (tmp_path / "etc/default/tunnel.json").write_text(json.dumps(SETTINGS))
     return _sshuttle_tunnel.Service("default", str(tmp_path / "etc"), str(tmp_path / "run"))
+
+
+FAKES = {
+    "ip": 'case "$*" in *address*) echo "[]";; *) echo "10.20.0.1 via 192.0.2.1";; esac',
+    "nft": 'echo "$*" >> "$CALLS"',
+    # It never listens: what keeps the port is the lock alone.
+    "sshuttle": 'while [ "$1" != --listen ]; do shift; done; echo "$2"; exec sleep 60',
+}
+STARTER = "import sys; from {module} import Service; Service(*sys.argv[1:]).run()"
+
+
+@pytest.fixture
+def start(tmp_path: pathlib.Path) -> t.Iterator[t.Callable[[str], subprocess.Popen[str]]]:
+    """Start the service of a tunnel; its first line is where sshuttle is to listen."""
+    started = []
+    (tmp_path / "bin").mkdir()
+    for name, text in FAKES.items():
+        (tmp_path / "bin" / name).write_text(f"#!/bin/sh\n{text}\n")
+        (tmp_path / "bin" / name).chmod(0o755)
+
+    def start_one(name: str) -> subprocess.Popen[str]:
+        for directory in (f"etc/{name}", f"run-{name}"):
+            (tmp_path / directory).mkdir(parents=True, exist_ok=True)
+        (tmp_path / f"etc/{name}/tunnel.json").write_text(json.dumps({**SETTINGS, "name": name}))
+        module = pathlib.Path(_sshuttle_tunnel.__file__)
+        words = [str(tmp_path / "etc"), str(tmp_path / "run-{name}"), str(tmp_path / "locks")]
+        started.append(
+            subprocess.Popen(
+                [sys.executable, "-c", STARTER.format(module=module.stem), name, *words],
+                env={
+                    "PATH": f"{tmp_path}/bin:{os.environ['PATH']}",
+                    "PYTHONPATH": str(module.parent),
+                    "CALLS": f"{tmp_path}/calls",
+                },
+                stdout=subprocess.PIPE, text=True,
+            )
+        )  # fmt: skip
+        return started[-1]
+
+    yield start_one
+    for process in started:
+        process.kill()
+        process.communicate()
+
+
+def listens(process: subprocess.Popen[str]) -> str:
+    """Where the sshuttle that the process became is to listen."""
+    assert process.stdout is not None
+    return process.stdout.readline().strip()
+
+
+def test_tunnels_that_start_at_once_take_different_ports(
+    start: t.Callable[[str], subprocess.Popen[str]], tmp_path: pathlib.Path
+) -> None:
+    tunnels = [start(f"t{number}") for number in range(6)]
+    taken = [listens(tunnel) for tunnel in tunnels]
+    assert len(set(taken)) == 6
+    assert all(taken)
+    # A port is free again when its sshuttle has ended, however it did.
+    tunnels[2].kill()
+    tunnels[2].wait()
+    assert listens(start("t2")) == taken[2]
+
+
+def test_rules_that_a_killed_tunnel_left_are_removed_by_who_has_its_port(
+    start: t.Callable[[str], subprocess.Popen[str]], tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = start("a")
+    port = listens(first).partition(":")[2]
+    first.kill()
+    first.wait()
+    (tmp_path / "calls").unlink()
+    assert listens(start("b")) == f"127.0.0.1:{port}"
+    calls = (tmp_path / "calls").read_text()
+    assert f"delete table inet sshuttle-ipv4-{port}\n" in calls
+    # What the first would remove when its turn comes is the second's by now.
+    monkeypatch.setenv("PATH", f"{tmp_path}/bin:{os.environ['PATH']}")
+    monkeypatch.setenv("CALLS", str(tmp_path / "calls"))
+    places = (str(tmp_path / "etc"), str(tmp_path / "run-{name}"), str(tmp_path / "locks"))
+    _sshuttle_tunnel.Service("a", *places).clean()
+    assert (tmp_path / "calls").read_text() == calls
+    assert not (tmp_path / "run-a/firewall").exists()
+
+
+@pytest.mark.parametrize("given", [-1.0, float("nan"), float("inf"), 3601.0])
+def test_a_time_to_measure_for_that_cannot_be_is_refused(given: float) -> None:
+    with pytest.raises(SshuttleError, match=r"^measure: .* is no time to measure for: give seconds, above 0"):
+        _sshuttle.parse_measure(given)
+
+
+def test_a_time_to_measure_for() -> None:
+    assert [_sshuttle.parse_measure(given) for given in (0.0, 0.3, 3600.0)] == [0.0, 0.3, 3600.0]
+
+
+@pytest.fixture
+def measured(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> t.Callable[..., int]:
+    """Measure, with a login host that is this one, and its ssh a script that gets the command as $4."""
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "etc/default").mkdir(parents=True)
+    settings = {**SETTINGS, "networks": ["127.0.0.0/8"], "probe_address": "127.0.0.1"}
+    (tmp_path / "etc/default/tunnel.json").write_text(json.dumps(settings))
+    monkeypatch.setenv("PATH", f"{tmp_path}/bin:{os.environ['PATH']}")
+    service = _sshuttle_tunnel.Service
+
+    def here(name: str) -> _sshuttle_tunnel.Service:
+        return service(name, str(tmp_path / "etc"), str(tmp_path / "run"), str(tmp_path / "locks"))
+
+    monkeypatch.setattr(_sshuttle_tunnel, "Service", here)
+
+    def measure(ssh: str, seconds: str = "0.1") -> int:
+        (tmp_path / "bin/ssh").write_text(f"#!/bin/sh\n{ssh}\n")
+        (tmp_path / "bin/ssh").chmod(0o755)
+        return _sshuttle_tunnel.main(["measure", "default", seconds])
+
+    return measure
+
+
+def test_the_throughput_in_both_directions(measured: t.Callable[..., int], capsys: pytest.CaptureFixture[str]) -> None:
+    assert measured('eval "$4"') == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["sent"] > 0
+    assert found["received"] > 0
+
+
+#: A far end that says where it listens, and then does something else than it should.
+FAR = """exec python3 -c '
+import json, socket, struct, sys, time
+server = socket.socket()
+server.bind(("127.0.0.1", 0))
+server.listen(1)
+print(json.dumps(server.getsockname()), flush=True)
+{then}
+'"""
+RESET = """
+link, _ = server.accept()
+link.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+link.close()
+time.sleep(30)
+"""
+
+
+@pytest.mark.parametrize(
+    ("ssh", "seconds", "message"),
+    [
+        ("exit 0", "-1", "-1 is no time to measure for"),
+        ("exit 0", "nan", "nan is no time to measure for"),
+        ("exit 0", "soon", "soon is no time to measure for"),
+        ("echo x: Permission denied >&2; exit 255", "0.1", "ended too early (it said: x: Permission denied)"),
+        ("echo hello", "0.1", "Expecting value"),
+        ("echo 5", "0.1", "not measured"),
+        (FAR.format(then="server.close()"), "5", "the throughput was not measured: "),
+        (FAR.format(then="server.accept(); sys.exit(1)"), "5", "the throughput was not measured: "),
+        (FAR.format(then=RESET), "5", "the throughput was not measured: "),
+        (FAR.format(then="link = server.accept(); time.sleep(30)"), "5", "the throughput was not measured: timed out"),
+        (FAR.format(then="link, _ = server.accept(); link.recv(9); print([9, 1])"), "0.01", "not measured"),
+    ],
+    ids=["negative", "nan", "text", "refused", "noise", "number", "not-there", "gone", "reset", "silent", "half"],
+)
+def test_a_measurement_that_fails_is_told_in_one_line(
+    measured: t.Callable[..., int], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, ssh: str,
+    seconds: str, message: str,
+) -> None:  # fmt: skip
+    monkeypatch.setattr(_sshuttle_tunnel, "SILENCE", 1)
+    # The service's directory is not there, as when it is stopped: nothing is to be written into it.
+    assert measured(ssh, seconds) == 1
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert message in said.err
+    assert said.err.count("\n") == 1
