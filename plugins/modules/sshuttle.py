@@ -191,6 +191,8 @@ class Client:
                     msg=f"No tunnel: {problem['text']}. {self.unit} goes on trying (journalctl -u {self.unit}).",
                     problem=problem,
                 )
+        # So that systemd counts what comes after: it had to start anew until both ends were there.
+        self.systemctl("reset-failed", self.unit)
 
     def problem(self):
         """Why there is no tunnel, as the service says."""

@@ -23,7 +23,7 @@ import typing as t
 import jinja2
 
 from ansible_collections.startline.lab.plugins.plugin_utils import _figures, _network_check
-from ansible_collections.startline.lab.plugins.plugin_utils._errors import StartlineError
+from ansible_collections.startline.lab.plugins.plugin_utils._errors import StartlineError, listed
 from ansible_collections.startline.lab.plugins.plugin_utils._evidence import (
     RUN,
     member_key,
@@ -544,11 +544,20 @@ def _facts(results: Results) -> list[tuple[str, str]]:
 
 
 def _vpn_lines(run: t.Mapping[str, t.Any]) -> list[str]:
-    """What each private site's tunnel carried before the trials, as the configure stage measured it."""
-    return [
-        f"{site} {measured['sent']:g} Mbit/s there, {measured['received']:g} back (from {measured['client']})"
-        for site, measured in sorted((run["provenance"].get("vpn") or {}).items())
-    ]
+    """What each private site's tunnel carried before the trials, and whose tunnels were started anew since."""
+    lines = []
+    for site, vpn in sorted((run["provenance"].get("vpn") or {}).items()):
+        words = []
+        if "sent" in vpn:
+            words.append(f"{vpn['sent']:g} Mbit/s there, {vpn['received']:g} back (from {vpn['client']})")
+        again = {client: count for client, count in vpn.get("restarts", {}).items() if count}
+        if again:
+            count = sum(again.values())
+            often = "once" if count == 1 else f"{count} times"
+            words.append(f"started anew {often} during the run (of {listed(sorted(again), 5)})")
+        if words:
+            lines.append(f"{site} {', '.join(words)}")
+    return lines
 
 
 def _instance(instance: t.Any) -> str | None:

@@ -66,6 +66,8 @@ def test_the_run_is_valid_and_every_log_is_home(sites: Sites) -> None:
     run: dict[str, t.Any] = json.loads((PROJECT / "results" / "sites" / sites.kept.run_id / "run.json").read_text())
     assert run["verdict"] == "valid"
     assert run["provenance"]["vpn"]["lab"]["sent"] > 1
+    clients = {name for name, site in SITE.items() if site != "lab"}
+    assert set(run["provenance"]["vpn"]["lab"]["restarts"]) == clients
     assert f"  vpn       lab {run['provenance']['vpn']['lab']['sent']:g} Mbit/s there" in sites.kept.output
     assert "WARNING" not in sites.kept.output
 

@@ -139,6 +139,34 @@ def test_what_the_vpn_carried(tmp_path: pathlib.Path) -> None:
     assert "VPN lab 6.9 Mbit/s there, 10.71 back (from party-0)" in " ".join(Page(_report.render(results)).words)
 
 
+@pytest.mark.parametrize(
+    ("vpn", "line"),
+    [
+        ({"restarts": {"party-0": 0}}, None),
+        (
+            {"restarts": {"party-1": 2, "party-0": 1, "party-2": 0}},
+            "lab started anew 3 times during the run (of party-0, party-1)",
+        ),
+        (
+            {"client": "party-0", "sent": 6.9, "received": 10.71, "restarts": {"party-0": 0}},
+            "lab 6.9 Mbit/s there, 10.71 back (from party-0)",
+        ),
+        (
+            {"client": "party-0", "sent": 6.9, "received": 10.71, "restarts": {"party-0": 1}},
+            "lab 6.9 Mbit/s there, 10.71 back (from party-0), started anew once during the run (of party-0)",
+        ),
+    ],
+)
+def test_a_tunnel_that_was_started_anew(tmp_path: pathlib.Path, vpn: dict[str, t.Any], line: str | None) -> None:
+    plan = syn.plan()
+    results = _report.load(syn.results(tmp_path, plan, syn.run_objects(plan)))
+    results.run["provenance"]["vpn"] = {"lab": vpn}
+    shown = [text[12:] for text in _report.summary(results).splitlines() if text.startswith("  vpn ")]
+    assert shown == ([line] if line else [])
+    words = " ".join(Page(_report.render(results)).words)
+    assert (f"VPN {line}" in words) if line else ("VPN" not in words)
+
+
 def test_the_network_asked_and_measured(tmp_path: pathlib.Path) -> None:
     plan = syn.shaped(syn.plan(parties=5))
     objects = syn.run_objects(plan)
