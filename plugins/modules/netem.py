@@ -35,8 +35,9 @@ options:
       to:
         description:
           - IPv4 addresses and networks. Addresses of the host itself are passed over.
-          - A network is shaped on every device by which some part of it is reached, with the rate, if any, on each of them; V(0.0.0.0/0)
-            on all that have a route. A rule that does nothing (V(delay=0ms)) takes its addresses out of a wider one.
+          - A network is shaped on every device by which some part of it is reached, with the rate, if any, on each of them;
+            V(0.0.0.0/0) on all that have a route. A rule that does nothing (O(rules[].delay=0ms)) takes its addresses out of a
+            wider one.
         type: list
         elements: str
         required: true

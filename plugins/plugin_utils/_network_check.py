@@ -70,6 +70,9 @@ RATE_SECONDS_MOST: t.Final = 15
 #: Seconds between two steps, in which processes start and end; and that a tool has beyond its time before it is ended.
 START_SLACK: t.Final = 0.3
 LIMIT_SLACK: t.Final = 8.0
+#: Bytes of a frame with a ping of fping, and those of its source, which nobody checks.
+PING_BYTES: t.Final = 98
+SOURCE_BYTES: t.Final = 6
 #: UDP payload of a full frame, and what Ethernet, IPv4 and UDP add.
 UDP_PAYLOAD: t.Final = 1472
 UDP_HEADERS: t.Final = 42
@@ -89,7 +92,11 @@ class ProbeError(StartlineError):
 
 @dataclasses.dataclass(frozen=True)
 class Probe:
-    """A pair of members and what was asked for it. Times in ms, loss in %, rates in bit/s (0: none)."""
+    """A pair of members and what was asked for it, as it shows. Times in ms, loss in %, rates in bit/s (0: none).
+
+    A corrupted packet is dropped where it arrives, so it is lost. Packets that overtake others have no delay: then `rtt` is the
+    mean of those and the rest, and `wander` what it varies by; jitter cannot be told from that, and is not judged.
+    """
 
     source: str
     target: str
@@ -101,6 +108,12 @@ class Probe:
     correlation: float = 1.0
     #: The mean, where the distribution has another median.
     skewed: bool = False
+    #: Standard deviation of the round trip because some packets overtake others.
+    wander: float = 0.0
+    #: The rate is measured with UDP, for what happens to packets would slow TCP down.
+    datagrams: bool = False
+    #: The share of what has passed the rate that arrives whole.
+    arriving: float = 1.0
     #: How long a packet may wait for the rate, in both directions together.
     queue: float = 0.0
     #: The smaller rate of both directions.
@@ -405,20 +418,45 @@ def _sample(
 
 
 def _probe(pair: tuple[str, str], there: tc.Shape, back: tc.Shape, pinged: bool, rated: bool) -> Probe:
+    overtaken = bool(there.reorder or back.reorder)
+    varying = math.hypot(there.jitter, back.jitter) / 1e6
     return Probe(
         *pair,
-        rtt=(there.delay + back.delay) / 1e6,
-        jitter=math.hypot(there.jitter, back.jitter) / 1e6,
-        loss=100 - (100 - there.loss) * (100 - back.loss) / 100,
+        rtt=sum(_mean_delay(shape) for shape in (there, back)),
+        jitter=0.0 if overtaken else varying,
+        loss=100 - (100 - _lost(there)) * (100 - _lost(back)) / 100,
         rate=there.rate,
         correlation=max(_correlation(there), _correlation(back)),
-        skewed=any(shape.jitter and shape.distribution.startswith("pareto") for shape in (there, back)),
+        skewed=overtaken or any(shape.jitter and shape.distribution.startswith("pareto") for shape in (there, back)),
+        wander=math.hypot(varying, *(_wander(shape) for shape in (there, back))) if overtaken else 0.0,
+        datagrams=bool(there.loss or there.corrupt or there.duplicate or overtaken or back.loss or back.corrupt),
+        arriving=1 - there.corrupt / 100,
         queue=sum(_queue(shape) for shape in (there, back)),
         slowest=min((shape.rate for shape in (there, back) if shape.rate), default=0),
         pinged=pinged,
         rated=rated and there.loss < 100 and back.loss < 100,
         link=str(there) if there == back else f"{there}; back: {back}",
     )
+
+
+def _mean_delay(shape: tc.Shape) -> float:
+    """Milliseconds."""
+    return shape.delay * (1 - shape.reorder / 100) / 1e6
+
+
+def _wander(shape: tc.Shape) -> float:
+    """Standard deviation (ms) of a delay that a share of the packets has not."""
+    share = shape.reorder / 100
+    return shape.delay * math.sqrt(share * (1 - share)) / 1e6
+
+
+def _lost(shape: tc.Shape) -> float:
+    """The share (%) of pings that do not arrive whole. netem turns over any bit of the frame, and nobody checks the source in
+    its Ethernet header; a packet that it duplicates is lost only when both are (sch_netem.c, netem_enqueue).
+    """
+    corrupt = shape.corrupt / 100 * (1 - SOURCE_BYTES / PING_BYTES)
+    lost = shape.loss / 100
+    return 100 * (lost + (1 - lost) * corrupt) * (1 - shape.duplicate / 100)
 
 
 def _queue(shape: tc.Shape) -> float:
@@ -716,7 +754,7 @@ def rate_command(address: str, probe: Probe, port: int = RATE_PORT) -> list[str]
         "--client",
         address,
     ]
-    if probe.loss:
+    if probe.datagrams:
         return [
             *command,
             "--get-server-output",
@@ -980,16 +1018,20 @@ def judge(
     allowed = tolerance or Tolerance()
     findings = _judge_pings(probe, measured, baseline, allowed, total, TAIL / of) if probe.pinged else []
     if probe.rate and probe.rated:
-        low, high = probe.rate * (1 - allowed.rate), probe.rate * (1 + allowed.rate)
-        findings.append(Finding("rate", "bit/s", probe.rate, measured.rate, low, high, measured.rate_problem))
+        arriving = probe.rate * probe.arriving
+        low, high = arriving * (1 - allowed.rate), arriving * (1 + allowed.rate)
+        findings.append(Finding("rate", "bit/s", arriving, measured.rate, low, high, measured.rate_problem))
     return findings
 
 
 def by_chance(probes: t.Iterable[Probe]) -> int:
-    """How many findings of these probes chance has a part in: the loss of each that is pinged; with jitter its round trip and
-    its jitter too.
+    """How many findings of these probes chance has a part in: the loss of each that is pinged; where it varies its round trip,
+    and with jitter its jitter, too.
     """
-    return max(1, sum(3 if probe.jitter and probe.loss < 100 else 1 for probe in probes if probe.pinged))
+    return max(
+        1,
+        sum(1 + (probe.loss < 100) * (2 if probe.jitter else bool(probe.wander)) for probe in probes if probe.pinged),
+    )
 
 
 def _judge_pings(
@@ -1008,7 +1050,7 @@ def _judge_pings(
             added = None if middle is None else middle - bare
         room = max(allowed.rtt * probe.rtt, allowed.rtt_ms)
         # The mean of few packets varies with their jitter.
-        room += deviations * probe.jitter / math.sqrt(max(1, len(received)))
+        room += deviations * math.hypot(probe.jitter, probe.wander) / math.sqrt(max(1, len(received)))
         # A difference of two measurements: without a delay it is below nothing as often as above.
         findings.append(Finding("rtt", "ms", probe.rtt, added, probe.rtt - room, probe.rtt + room, problem))
     if probe.jitter and probe.loss < 100:

@@ -148,9 +148,15 @@ def parse_topology(text: str) -> Topology:
     except ValueError as exc:
         raise ProfileError(f"is not JSON: {exc}") from exc
     problems: list[str] = []
-    if not isinstance(data, dict) or not isinstance(data.get("nodes"), list) or not isinstance(data.get("links"), list):
+    # networkx calls the list `links` up to 3.3 and `edges` since.
+    edges = "edges" if isinstance(data, dict) and "links" not in data else "links"
+    if not isinstance(data, dict) or not isinstance(data.get("nodes"), list) or not isinstance(data.get(edges), list):
         raise ProfileError("is not a topology: it needs lists of nodes and links")
-    problems += _unknown("the topology", data, ("directed", "multigraph", "graph", "nodes", "links"))
+    problems += _unknown("the topology", data, ("directed", "multigraph", "graph", "nodes", edges))
+    directed = data.get("directed")
+    if not isinstance(directed, bool):
+        # To guess would be to leave one direction without its network, or to give it another's.
+        problems.append('it does not say whether a link is one direction: add "directed": true, or false for both')
     nodes: dict[str, str] = {}
     for index, node in enumerate(data["nodes"]):
         name = node.get("id") if isinstance(node, dict) else None
@@ -162,16 +168,16 @@ def parse_topology(text: str) -> Topology:
             problems.append(f"node {name} is there twice")
         nodes[node_key(name)] = name
     links: dict[tuple[str, str], Values] = {}
-    for index, link in enumerate(data["links"]):
+    for index, link in enumerate(data[edges]):
         if not isinstance(link, dict):
-            problems.append(f"links[{index}] is not a link")
+            problems.append(f"{edges}[{index}] is not a link")
             continue
         ends = []
         for end in ("source", "target"):
             name = str(link.get(end))
             if node_key(name) not in nodes:
                 problems.append(
-                    f"links[{index}].{end}: {name} is not a node. {did_you_mean(name, nodes.values(), 'Nodes')}"
+                    f"{edges}[{index}].{end}: {name} is not a node. {did_you_mean(name, nodes.values(), 'Nodes')}"
                 )
             ends.append(node_key(name))
         what = f"link {link.get('source')} -> {link.get('target')}"
@@ -181,8 +187,8 @@ def parse_topology(text: str) -> Topology:
         values, found = _condition(what, link.get("condition"))
         problems += found
         links[ends[0], ends[1]] = values
-        if data.get("directed") is False:
-            links.setdefault((ends[1], ends[0]), values)
+        if directed is False:
+            links[ends[1], ends[0]] = values
     if problems:
         raise ProfileError("; ".join(problems))
     return Topology(nodes, links)

@@ -125,6 +125,26 @@ def test_every_link_profile_can_be_used(name: str) -> None:
     assert pairs(f"{{party: {{chain: {{profile: {name}}}}}}}")["chain-0", "party-0"]
 
 
+@pytest.mark.parametrize(
+    ("name", "rate"),
+    [
+        ("hybrid", "250mbit"),
+        ("hybrid_200m", "210mbit"),
+        ("hybrid_150m", "160mbit"),
+        ("hybrid_100m", "106mbit"),
+        ("hybrid_80m", "83mbit"),
+        ("hybrid_50m", "55mbit"),
+        ("hybrid_30m", "31mbit"),
+        ("hybrid_cluster", "900mbit"),
+        ("hybrid_cloud", "5gbit"),
+    ],
+)
+def test_hybrid_links_have_the_rates_that_were_published_for_them(name: str, rate: str) -> None:
+    """Both ways; a name says what the link was meant to be, not what it was shaped to."""
+    found = pairs(f"{{party: {{chain: {{profile: {name}}}}}}}")
+    assert found["party-0", "chain-0"] == found["chain-0", "party-0"] == {"rate": rate}
+
+
 TOPOLOGY = {
     "directed": True, "multigraph": False, "graph": {}, "nodes": [{"id": "Party"}, {"id": "EU"}],
     "links": [
@@ -148,10 +168,20 @@ def test_jitter_and_loss_of_a_topology_act() -> None:
     assert len(found) == 12
 
 
+def test_a_link_of_an_undirected_topology_is_both_directions() -> None:
+    """In networkx' newer form, whose links are edges."""
+    edges = {key: value for key, value in TOPOLOGY.items() if key != "links"} | {"edges": TOPOLOGY["links"][1:]}
+    text = json.dumps({**edges, "directed": False})
+    found = pairs("{all: {all: {profile: hpc.json}}}", read=lambda path: text)
+    assert found["chain-0", "party-1"] == found["party-1", "chain-0"] == {"delay": "15ms", "rate": "100mbit"}
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
         ("{", "is not JSON"),
+        (topology(directed=None), 'it does not say whether a link is one direction: add "directed": true'),
+        (topology(directed=False), "link EU -> Party is there twice"),
         ("[]", "it needs lists of nodes and links"),
         (topology(nodes=[{"id": "Party"}, {"id": "EU"}, {"id": "Moon"}]), "there is no group or site for node Moon"),
         (topology(speed=3), "the topology has the unknown key speed"),

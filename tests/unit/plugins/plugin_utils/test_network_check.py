@@ -12,11 +12,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from ansible_collections.startline.lab.plugins.module_utils import _netem as tc
 from ansible_collections.startline.lab.plugins.plugin_utils import _barrier_call, _plan
 from ansible_collections.startline.lab.plugins.plugin_utils import _network_check as check
 from ansible_collections.startline.lab.plugins.plugin_utils._errors import StartlineError
 from ansible_collections.startline.lab.plugins.plugin_utils._experiment import load_experiment
 from ansible_collections.startline.lab.plugins.plugin_utils._network_check import Measured, Probe, ProbeError
+from ansible_collections.startline.lab.tests.support import uml
 
 
 def expanded(network: str, count: int = 4, more: str = "", **key: t.Any) -> dict[str, t.Any]:
@@ -290,7 +292,7 @@ def test_members_without_an_address_are_passed_over() -> None:
 def test_the_commands_suit_the_probe() -> None:
     probe = Probe("a", "b", rtt=80, jitter=0, loss=0, rate=10_000_000)
     assert "--udp" not in check.rate_command("10.0.0.2", probe)
-    lossy = Probe("a", "b", rtt=80, jitter=1, loss=1, rate=10_000_000)
+    lossy = Probe("a", "b", rtt=80, jitter=1, loss=1, rate=10_000_000, datagrams=True)
     assert check.rate_command("10.0.0.2", lossy)[-5:] == ["--udp", "--bitrate", "15000000", "--length", "1472"]
     # Buffers of one connection do not hold what is under way.
     fat = Probe("a", "b", rtt=80, jitter=0, loss=0, rate=1_000_000_000, queue=160)
@@ -684,3 +686,70 @@ def test_a_report_of_many_deviations_has_few_reasons() -> None:
     report = check.judge_check(plan, plan["checks"][1], {}, {}, attempt=1)
     assert len(report["reasons"]) == 11
     assert report["reasons"][-1] == "26 more pairs of the network are off"
+
+
+# --- corrupted, doubled, overtaking: on a real kernel -----------------------------------------------------------------
+
+#: What a shape does to pings of one direction of a round trip. `HALVES` are the shapes; without rules, then with each.
+PROGRAM = r"""
+import json, subprocess
+from ansible_collections.startline.lab.plugins.module_utils._netem import parse_rules
+from ansible_collections.startline.lab.plugins.module_utils._netem_host import Host
+
+def run(command, text):
+    p = subprocess.run(command, input=text, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    return p.returncode, p.stdout, p.stderr
+
+def ping():
+    done = subprocess.run("fping -C 700 -p 8 -t 900 -q 10.9.0.2", shell=True, stderr=subprocess.PIPE, text=True)
+    return done.stderr
+
+found = [ping()]
+for shape in HALVES:
+    Host(run).ensure(parse_rules([{"to": ["10.9.0.2"], **shape}]))
+    found.append(ping())
+print(json.dumps(found))
+"""
+HALVES: list[dict[str, str]] = [
+    {"delay": "20ms"},
+    {"delay": "20ms", "corrupt": "4%"},
+    {"delay": "20ms", "reorder": "25%"},
+    {"delay": "20ms", "duplicate": "20%"},
+    {"delay": "20ms", "duplicate": "50%", "loss": "10%"},
+]
+
+
+@pytest.fixture(scope="module")
+def seen() -> list[Measured]:
+    """What fping saw without rules, and with each of `HALVES`."""
+    outputs = json.loads(uml.run(f"HALVES = {HALVES!r}\n{PROGRAM}"))
+    return [Measured(check.parse_fping(text)["10.9.0.2"]) for text in outputs]
+
+
+@pytest.mark.skipif(bool(uml.missing()), reason=uml.missing())
+@pytest.mark.parametrize("number", range(1, len(HALVES) + 1))
+def test_what_was_asked_is_right_on_a_real_kernel_and_the_delay_alone_is_not(number: int, seen: list[Measured]) -> None:
+    """That packets come twice shows only in what else is asked for: fping takes the first answer."""
+    shape = tc.parse_shape(HALVES[number - 1])[0]
+    wanted = check._probe(("a", "b"), shape, tc.Shape(), pinged=True, rated=True)
+
+    def judged(measured: Measured) -> dict[str, bool]:
+        return {finding.metric: finding.right for finding in check.judge(wanted, measured, seen[0])}
+
+    assert judged(seen[number]) == {"rtt": True, "loss": True}
+    assert not judged(seen[0])["rtt"], "without rules"
+    alone = judged(seen[1])
+    assert alone == {"rtt": not shape.reorder, "loss": not (shape.corrupt or shape.loss)}
+
+
+def test_what_is_not_delayed_corrupted_or_doubled_is_in_what_is_expected() -> None:
+    shape = tc.parse_shape({"delay": "20ms", "jitter": "1ms", "reorder": "25%", "rate": "10mbit", "corrupt": "2%"})[0]
+    probe = check._probe(("a", "b"), shape, shape, pinged=True, rated=True)
+    assert (probe.rtt, probe.jitter, probe.skewed) == (30, 0, True)
+    assert probe.wander == pytest.approx((2 * (20**2 * 0.25 * 0.75 + 1)) ** 0.5)
+    assert probe.loss == pytest.approx(100 - (100 - 2 * 92 / 98) ** 2 / 100)
+    assert "--udp" in check.rate_command("10.0.0.2", probe)
+    (rate,) = [f for f in check.judge(probe, Measured(rate=9.8e6), Measured()) if f.metric == "rate"]
+    assert (rate.asked, rate.right) == (9.8e6, True)
+    doubled = check._probe(("a", "b"), tc.parse_shape({"loss": "10%", "duplicate": "50%"})[0], tc.Shape(), True, True)
+    assert (doubled.loss, doubled.datagrams) == (pytest.approx(5), True)
