@@ -83,7 +83,8 @@ options:
   exempt:
     description:
       - What no rule touches. An entry is an address, a port of a protocol (at either end), or both.
-      - SSH, DNS, NTP and the instance metadata if left out.
+      - SSH, DNS, NTP and the instance metadata if left out. S3 is not among them, having no addresses of its own - a rule for
+        V(0.0.0.0/0) holds for uploads too.
     type: list
     elements: dict
     default:
