@@ -55,7 +55,7 @@ def test_what_a_command_did_that_has_filled_the_disk_is_told(make_world: Make, s
     full = "echo begun; cat /dev/zero > rest; echo lost >> other"
     waiting = world.submit(world.trial(f"{full}; until [ -e {flag} ]; do sleep 0.05; done; exit 7"))
     until(lambda: world.state("party-0") == "fired", what="the start")
-    until(lambda: (world.spool("party-0") / "work" / "other").exists(), what="the full disk")
+    until((world.spool("party-0") / "work" / "other").exists, what="the full disk")
     if killed:
         world.kill("party-0")
         world.start("party-0")
