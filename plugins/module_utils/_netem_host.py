@@ -503,7 +503,7 @@ def _explain(tool: str, lines: t.Sequence[str], error: str) -> str:
         "kind is unknown|RTNETLINK answers: No such file|Unknown device type|Failed to load", text
     ):
         message = (
-            "the kernel of this host ({}) has no {} ({}): install its modules (Debian's cloud "
+            "the kernel of this host ({}) has no {}, {}: install its modules (Debian's cloud "
             "image: linux-image-amd64 in place of linux-image-cloud-amd64; Ubuntu: linux-modules-extra-$(uname -r); Amazon "
             "Linux and Fedora: kernel-modules-extra), or take hosts of another kind. {}"
         ).format(os.uname().release, missing, _PARTS[missing], message)
