@@ -106,7 +106,7 @@ class Probe:
     rate: int
     #: How many probes of a burst of losses count as one; 1 where each packet is lost on its own.
     correlation: float = 1.0
-    #: The mean, where the distribution has another median.
+    #: The mean is judged, for the median is another, or has no peak to stand on.
     skewed: bool = False
     #: Standard deviation of the round trip because some packets overtake others.
     wander: float = 0.0
@@ -427,7 +427,7 @@ def _probe(pair: tuple[str, str], there: tc.Shape, back: tc.Shape, pinged: bool,
         loss=100 - (100 - _lost(there)) * (100 - _lost(back)) / 100,
         rate=there.rate,
         correlation=max(_correlation(there), _correlation(back)),
-        skewed=overtaken or any(shape.jitter and shape.distribution.startswith("pareto") for shape in (there, back)),
+        skewed=overtaken or any(shape.jitter and shape.distribution != "normal" for shape in (there, back)),
         wander=math.hypot(varying, *(_wander(shape) for shape in (there, back))) if overtaken else 0.0,
         datagrams=bool(there.loss or there.corrupt or there.duplicate or overtaken or back.loss or back.corrupt),
         arriving=1 - there.corrupt / 100,
@@ -1049,8 +1049,9 @@ def _judge_pings(
         else:
             added = None if middle is None else middle - bare
         room = max(allowed.rtt * probe.rtt, allowed.rtt_ms)
-        # The mean of few packets varies with their jitter.
-        room += deviations * math.hypot(probe.jitter, probe.wander) / math.sqrt(max(1, len(received)))
+        # The mean of few packets varies with their jitter, and the median of a normal distribution more.
+        varying = math.hypot(probe.jitter, probe.wander) * (1 if probe.skewed else math.sqrt(math.pi / 2))
+        room += deviations * varying / math.sqrt(max(1, len(received)))
         # A difference of two measurements: without a delay it is below nothing as often as above.
         findings.append(Finding("rtt", "ms", probe.rtt, added, probe.rtt - room, probe.rtt + room, problem))
     if probe.jitter and probe.loss < 100:
@@ -1078,8 +1079,8 @@ def _judge_pings(
 
 
 def _middle(measured: Measured, skewed: bool) -> float | None:
-    # The median is not moved by a hiccup of the host; but what a skewed distribution has in common with what was asked
-    # is the mean.
+    # The median is not moved by a hiccup of the host; but what another distribution than the normal has in common with
+    # what was asked is the mean.
     if not measured.received:
         return None
     return statistics.mean(measured.received) if skewed else statistics.median(measured.received)

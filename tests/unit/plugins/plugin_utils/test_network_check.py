@@ -753,3 +753,23 @@ def test_what_is_not_delayed_corrupted_or_doubled_is_in_what_is_expected() -> No
     assert (rate.asked, rate.right) == (9.8e6, True)
     doubled = check._probe(("a", "b"), tc.parse_shape({"loss": "10%", "duplicate": "50%"})[0], tc.Shape(), True, True)
     assert (doubled.loss, doubled.datagrams) == (pytest.approx(5), True)
+
+
+@pytest.mark.parametrize("distribution", ["normal", "uniform"])
+def test_much_jitter_makes_no_right_link_wrong(distribution: str) -> None:
+    """The round trip of 200 pings, in 400 networks: one of a hundred may be called wrong."""
+    shape = tc.parse_shape({"delay": "40ms", "jitter": "8ms", "distribution": distribution})[0]
+    probe = check._probe(("a", "b"), shape, tc.Shape(), pinged=True, rated=False)
+    chance = random.Random(7)  # noqa: S311
+    width = 8 * 3**0.5
+
+    def trip() -> float:
+        return 40 + (chance.gauss(0, 8) if distribution == "normal" else chance.uniform(-width, width))
+
+    bare = Measured((0.0,) * 200)
+    wrong = 0
+    for _network in range(400):
+        seen = Measured(tuple(trip() for _ping in range(200)))
+        findings = {f.metric: f for f in check.judge(probe, seen, bare, check.Tolerance(rtt=0, rtt_ms=0))}
+        wrong += not findings["rtt"].right
+    assert wrong <= 10
