@@ -120,6 +120,58 @@ def test_a_subscriber_has_its_own_rates() -> None:
     assert plan("{party: {chain: {profile: 3g}}}")["networks"]["network-1"]["links"][0]["rate_per"] == "pair"
 
 
+#: Mbit/s from an on-premises cluster to the cloud and back, of the topologies that come with experiments with Ray on both.
+#: Their names have the nominal rate.
+HYBRID = {
+    "hybrid": 250, "hybrid_200m": 210, "hybrid_150m": 160, "hybrid_100m": 106, "hybrid_80m": 83, "hybrid_50m": 55,
+    "hybrid_30m": 31, "hybrid_cluster": 900, "hybrid_cloud": 5000,
+}  # fmt: skip
+#: Down and up in bit/s, and the round trip in ms: bwIn, bwOut and latency of WebPageTest's profiles
+#: (catchpoint/WebPageTest, www/settings/connectivity.ini.sample).
+SUBSCRIBERS = {
+    "fios": (20_000_000, 5_000_000, 4), "cable": (5_000_000, 1_000_000, 28), "dsl": (1_500_000, 384_000, 50),
+    "dialup": (49_000, 30_000, 120), "3g_fast": (1_600_000, 768_000, 150), "3g": (1_600_000, 768_000, 300),
+    "3g_slow": (780_000, 330_000, 200), "edge": (240_000, 200_000, 840), "2g": (35_000, 32_000, 1300),
+}  # fmt: skip
+
+
+def direction(name: str, way: str) -> tuple[int, float]:
+    """The rate in bit/s and the round trip in ms of a profile."""
+    values = _network_profile.LINKS[name][way]
+    rate, rtt = values.get("rate"), values.get("rtt")
+    return (tc.parse_rate(rate) if rate else 0), (tc.parse_time(rtt) / 1e6 if rtt else 0)
+
+
+@pytest.mark.parametrize(("name", "rate"), HYBRID.items())
+def test_a_hybrid_profile_has_the_rate_of_its_topology(name: str, rate: int) -> None:
+    for way in ("forward", "backward"):
+        assert direction(name, way) == (rate * 10**6, 0)
+        assert set(_network_profile.LINKS[name][way]) == {"rate"}
+
+
+@pytest.mark.parametrize(("name", "values"), SUBSCRIBERS.items())
+def test_a_subscriber_profile_has_the_values_of_webpagetest(name: str, values: tuple[int, int, float]) -> None:
+    down, up, rtt = values
+    assert direction(name, "forward") == (up, rtt)
+    assert direction(name, "backward") == (down, rtt)
+    for way in ("forward", "backward"):
+        assert set(_network_profile.LINKS[name][way]) == {"rtt", "rate", "rate_per"}
+        assert _network_profile.LINKS[name][way]["rate_per"] == "pair"
+
+
+def test_wan_and_lan_have_the_values_of_the_testbed_of_the_aws_matrix() -> None:
+    # us-east-1 to eu-central-1, 90.6 ms, jitter of 1 ms at most; within a region 0.2 ms
+    # (https://github.com/asonnino/mysticeti/issues/277).
+    wan, lan = ({"rtt": "90.6ms", "jitter": "1ms"}, {"rtt": "0.2ms", "rate": "1gbit"})
+    assert _network_profile.LINKS["wan"] == {"forward": wan, "backward": wan}
+    assert _network_profile.LINKS["lan"] == {"forward": lan, "backward": lan}
+    assert _network_profile.aws_matrix()[frozenset(("us-east-1", "eu-central-1"))] == 90.6
+
+
+def test_the_values_of_every_link_profile_are_stated() -> None:
+    assert set(_network_profile.LINKS) == {"wan", "lan", *SUBSCRIBERS, *HYBRID}
+
+
 @pytest.mark.parametrize("name", _network_profile.LINKS)
 def test_every_link_profile_can_be_used(name: str) -> None:
     assert pairs(f"{{party: {{chain: {{profile: {name}}}}}}}")["chain-0", "party-0"]
