@@ -13,6 +13,7 @@ import hashlib
 import http.client
 import json
 import os
+import re
 import shutil
 import signal
 import socket
@@ -450,8 +451,12 @@ def test_a_host_has_the_credentials_of_its_role(lab: Lab, hosts: list[str]) -> N
 
 
 def assert_time_is_right(lab: Lab, host: str) -> None:
-    said = lab.ssh(host, "sudo chronyd -x -Q -t 20 'server 169.254.169.123 iburst maxsamples 1' 2>&1", check=False)
-    assert "System clock wrong by 0.00" in said or "System clock wrong by -0.00" in said
+    """One answer is wrong by up to half its round trip, long where processors are few; a wrong clock is so in every answer."""
+    ask = "sudo chronyd -x -Q -t 20 'server 169.254.169.123 iburst maxsamples 1' 2>&1"
+    answers: list[str] = []
+    while len(answers) < 10 and not (answers and re.search(r"System clock wrong by -?0\.00", answers[-1])):
+        answers.append(lab.ssh(host, ask, check=False))
+    assert len(answers) < 10, "\n".join(answers)
 
 
 def test_time_is_served(lab: Lab, hosts: list[str]) -> None:
