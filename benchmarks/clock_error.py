@@ -107,15 +107,17 @@ if _FILE:
                 high = middle
         _really_sleep(high)
 
-    _execve = os.execve
+    _start = launcher._start
 
-    def execve(path, arguments, environment):
-        # The reading before this one is what the agent is told as the moment of the start.
-        with open(_FILE + "." + environment["STARTLINE_TRIAL"], "w") as stream:
-            stream.write(str(_last[0]))
-        _execve(path, arguments, environment)
+    def start(spool, *others):
+        begun = _start(spool, *others)
+        if begun is not None:
+            # Its last reading is what the agent is told as the moment of the start. A spool's path ends with trial and attempt.
+            with open(_FILE + "." + os.path.basename(os.path.dirname(spool)), "w") as stream:
+                stream.write(str(_last[0]))
+        return begun
 
-    launcher.sleep_until, os.execve = sleep_until, execve
+    launcher.sleep_until, launcher._start = sleep_until, start
 """
 
 

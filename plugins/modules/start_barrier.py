@@ -12,7 +12,7 @@ version_added: 0.1.0
 author: The Startline authors (@startline)
 description:
   - Runs one trial. Gives it to the rendezvous, and waits until its commands have ended or its evidence is delivered.
-  - Every member prepares a clean working directory, forks a launcher that is ready to start the command, measures its clock,
+  - Every member prepares a clean working directory, loads the shell of the command, which waits, measures its clock,
     and says that it is armed. When all are armed, the rendezvous chooses an instant T and publishes it. Nobody is told to start
     at T; every launcher sleeps to T on its own clock. How far apart the commands really started is measured and returned.
   - When not all members (or as many as O(seats) asks for) are armed by O(deadline), nobody starts, and the task fails with the

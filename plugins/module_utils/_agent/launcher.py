@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Starts one command at an absolute instant and sees it to its end.
 
-PRIVATE to the collection. Two processes, both forked long before T:
+PRIVATE to the collection. Two processes, both made long before T:
 
-* the *child* has everything ready, reads T from a pipe, sleeps to it on CLOCK_MONOTONIC, which a step of the wall clock
-  does not move, notes the time, and execs the shell;
-* the *supervisor* above it lives in a session of its own and outlives the agent. It collects orphans
+* the *child* is the shell of the command, loaded and waiting: all that is between its waking and the command is one read;
+* the *supervisor* above it reads T from a pipe, sleeps to it on CLOCK_MONOTONIC, which a step of the wall clock does not
+  move, notes the time, and wakes the shell. It lives in a session of its own and outlives the agent. It collects orphans
   (PR_SET_CHILD_SUBREAPER), ends the whole tree when time is over, when the command has ended but left something
   running, or on SIGTERM, and writes what happened into the spool, each file whole or not at all.
 
@@ -16,7 +16,7 @@ How the agent, or the next agent, follows it, without polling and without being 
     events  FIFO kept open by the supervisor: a byte or the end of it means: read the spool again
     fired.json, exit.json
 
-Nothing is started twice: a supervisor starts one child, a child reads one T.
+Nothing is started twice: a supervisor reads one T, and makes one child.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ import errno
 import fcntl
 import json
 import os
+import select
 import signal
 import struct
 import time
@@ -48,9 +49,12 @@ BALLAST, _LEAST_BALLAST = 4, 65536
 _PR_SET_PDEATHSIG, _PR_SET_TIMERSLACK, _PR_SET_CHILD_SUBREAPER = 1, 29, 36
 _TIMER_ABSTIME = 1
 
-# What the child tells the supervisor, ns of CLOCK_MONOTONIC: T is known; the command is started; or _WRONG and a text.
-_KNOWN = struct.Struct("!cqq")  # b"T", T, when it was read
-_FIRED = struct.Struct("!cq")  # b"F", when the command was started
+#: What the command is written for.
+SHELL = "/bin/sh"
+# The child starts with these open: what wakes it, stdout, stderr, what it tells, and the input of the command.
+_WAITING = """echo >&3; read -r _ || exit; exec <&4 3>&- 4<&-
+"""
+# What the child tells the supervisor: that it waits, by the line above; or this and why it cannot.
 _WRONG = b"!"
 
 
@@ -254,30 +258,36 @@ def _supervise(spool: str, program: Program, go: int) -> None:
     _prctl(_PR_SET_CHILD_SUBREAPER, 1)
     taken = frozenset(ports.taken()) if program.alone else None
     group = _Cgroup.create(f"trial-{os.getpid()}")
-    told, tell = os.pipe()
+    (told, tell), (hear, wake) = os.pipe(), os.pipe()
     child = os.fork()
     if not child:
-        _be_child(spool, program, go, tell, events, group)
-    os.close(go)
+        _be_child(spool, program, hear, tell, group)
     os.close(tell)
+    os.close(hear)
     try:
-        _watch(spool, program, child, told, events, group, taken)
+        start = _start(spool, go, told, wake, events)
+        if start is None:
+            _end_tree(group, 0.0)
+        else:
+            _watch(spool, program, child, start, events, group, taken)
     finally:
         group.remove()
 
 
-def _be_child(spool: str, program: Program, go: int, tell: int, events: int, group: _Cgroup) -> t.NoReturn:
-    """The life of the child until it is the command. Whatever fails is told through `tell`, which exec closes."""
+def _be_child(spool: str, program: Program, hear: int, tell: int, group: _Cgroup) -> t.NoReturn:
+    """The life of the child until it is the shell. Whatever fails is told through `tell`."""
     try:
         os.setsid()
         group.enter()
         flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC
-        null = os.open("/dev/null", os.O_RDONLY)
         out = os.open(os.path.join(spool, "stdout"), flags, 0o644)
         err = os.open(os.path.join(spool, "stderr"), flags, 0o644)
-        for source, target in ((null, 0), (out, 1), (err, 2)):
+        null = os.open(os.devnull, os.O_RDONLY)
+        # By way of numbers that none of them has.
+        streams = [fcntl.fcntl(stream, fcntl.F_DUPFD_CLOEXEC, 10) for stream in (hear, out, err, tell, null)]
+        for target, source in enumerate(streams):
             os.dup2(source, target)
-            os.close(source)
+        tell = streams[3]
         with contextlib.suppress(OSError):
             # The agent may be protected from the kernel's memory shortage; a command is not.
             with open("/proc/self/oom_score_adj", "w", encoding="ascii") as stream:
@@ -289,24 +299,10 @@ def _be_child(spool: str, program: Program, go: int, tell: int, events: int, gro
             os.setuid(program.uid)
         _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)  # after setuid, which resets it
         os.chdir(program.directory)
-        arguments = ["/bin/sh", "-c", program.command]
-        # Linux wakes a sleeper up to 50 us late on purpose, to save power. Not this one.
-        _prctl(_PR_SET_TIMERSLACK, 1)
-        sleep_until(1)  # loads and warms what T will need
-        os.write(events, b"r")
-        packed = os.read(go, 8)
-        if len(packed) < 8:
-            os._exit(0)
-        noticed_ns = time.monotonic_ns()
-        start_ns = struct.unpack("!q", packed)[0]
-        os.write(tell, _KNOWN.pack(b"T", start_ns, noticed_ns))
         for number in (signal.SIGCHLD, signal.SIGTERM, signal.SIGPIPE, signal.SIGXFSZ):
             signal.signal(number, signal.SIG_DFL)
         signal.pthread_sigmask(signal.SIG_SETMASK, ())
-        sleep_until(start_ns)
-        fired_ns = time.monotonic_ns()
-        os.write(tell, _FIRED.pack(b"F", fired_ns))
-        _prctl(_PR_SET_TIMERSLACK, 0)
+        arguments = [SHELL, "-c", _WAITING + program.command]
         os.execve(arguments[0], arguments, program.environment)  # noqa: S606  the shell is what we start
     except BaseException as error:
         with contextlib.suppress(OSError):
@@ -315,46 +311,72 @@ def _be_child(spool: str, program: Program, go: int, tell: int, events: int, gro
         os._exit(127)
 
 
+class _Start(t.NamedTuple):
+    """Of one start, ns of CLOCK_MONOTONIC: T, when it was read, and when the shell was woken."""
+
+    start_ns: int
+    noticed_ns: int
+    fired_ns: int
+
+
+def _start(spool: str, go: int, told: int, wake: int, events: int) -> t.Optional[_Start]:
+    """Wait for the child, for T, and until T; wake the child then. None where it is not to start, or cannot."""
+
+    def unfit(why: str) -> None:
+        write_record(spool, "exit.json", {"unfit": why})
+
+    words = os.read(told, 2000)
+    if words != b"\n":
+        why = words[len(_WRONG) :].decode("utf-8", "replace") or "its shell has ended"
+        return unfit(f"cannot make the command ready: {why}")
+    # Linux wakes a sleeper up to 50 us late on purpose, to save power. Not this one.
+    _prctl(_PR_SET_TIMERSLACK, 1)
+    sleep_until(1)  # loads and warms what T will need
+    signal.sigpending()
+    os.write(events, b"r")
+    poll = select.poll()
+    for descriptor in (go, told):
+        poll.register(descriptor, select.POLLIN)
+    if go not in [descriptor for descriptor, _event in poll.poll()]:
+        return unfit("cannot start the command: its shell has ended before T")
+    packed = os.read(go, 8)
+    if len(packed) < 8:
+        return None  # released without T
+    noticed_ns = time.monotonic_ns()
+    start_ns = struct.unpack("!q", packed)[0]
+    sleep_until(start_ns)
+    # A stop has waited for T, too: to be interrupted by it, and sleep as exactly, would take a second waking before T.
+    stopped = signal.SIGTERM in signal.sigpending()
+    fired_ns = time.monotonic_ns()
+    if stopped:
+        return unfit("cannot start the command: stopped before T")
+    try:
+        os.write(wake, b"\n")
+    except BrokenPipeError:
+        return unfit("cannot start the command: its shell has ended before T")
+    return _Start(start_ns, noticed_ns, fired_ns)
+
+
 def _watch(
     spool: str,
     program: Program,
     child: int,
-    told: int,
+    start: _Start,
     events: int,
     group: _Cgroup,
     taken: t.Optional[t.FrozenSet[ports.Key]],
 ) -> None:
     """From T to the end of everything that the command has started. `taken`: the ports that were taken before, None if
     that says nothing."""
-    known = os.read(told, _KNOWN.size)
-    if len(known) < _KNOWN.size or known[:1] == _WRONG:
-        # Released without T, or the child could not get ready.
-        if known:
-            why = (known + os.read(told, 2000))[1:].decode("utf-8", "replace")
-            write_record(spool, "exit.json", {"unfit": f"cannot make the command ready: {why}"})
-        _end_tree(group, 0.0)
-        return
-    _tag, start_ns, noticed_ns = _KNOWN.unpack(known)
-    stopped = _wait_until(start_ns + int(QUIET * 1e9), child)
-    told_all = b""
-    while True:  # ended by the child's exec, or its exit
-        more = os.read(told, 2000)
-        if not more:
-            break
-        told_all += more
-    if len(told_all) != _FIRED.size or told_all[:1] != b"F":
-        why = told_all.rpartition(_WRONG)[2].decode("utf-8", "replace") or "stopped before T"
-        write_record(spool, "exit.json", {"unfit": f"cannot start the command: {why}"})
-        _end_tree(group, 0.0)
-        return
-    fired_ns = _FIRED.unpack(told_all)[1]
+    stopped = _wait_until(start.start_ns + int(QUIET * 1e9))
     # How the clocks stand tells later whether one was stepped before T, or under the command.
     begin = clock.read()
     # SIGCHLD may be taken already: look before anything slow, for the end's time is when it is seen.
     seen = _ended(child)
-    write_record(spool, "fired.json", {"noticed_ns": noticed_ns, "fired_ns": fired_ns, "reading": begin})
+    fired = {"noticed_ns": start.noticed_ns, "fired_ns": start.fired_ns, "reading": begin}
+    write_record(spool, "fired.json", fired)
     os.write(events, b"f")
-    started = fired_ns / 1e9
+    started = start.fired_ns / 1e9
     status, ended, timed_out, stopped = _wait_for(child, started + program.timeout, stopped, group)
     ended = seen or ended
     stepped_ns = clock.stepped_ns(begin, clock.read())
@@ -385,21 +407,11 @@ def _ended(child: int) -> t.Optional[float]:
     return time.monotonic() if os.waitid(os.P_PID, child, os.WEXITED | os.WNOWAIT | os.WNOHANG) else None
 
 
-def _wait_until(steady_ns: int, child: int) -> bool:
-    """Wait until `steady_ns` on CLOCK_MONOTONIC, or the child's end. True if SIGTERM came; then a child that was not yet the
-    command has been killed."""
-    while True:
-        left = (steady_ns - time.monotonic_ns()) / 1e9
-        if left <= 0:
-            return False
-        caught = signal.sigtimedwait({signal.SIGTERM, signal.SIGCHLD}, left)
-        if caught is not None and caught.si_signo == signal.SIGCHLD:
-            return False
-        if caught is not None:
-            if steady_ns - time.monotonic_ns() > QUIET * 1e9:
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(child, signal.SIGKILL)
-            return True
+def _wait_until(steady_ns: int) -> bool:
+    """Wait until `steady_ns` on CLOCK_MONOTONIC, or the child's end. True if SIGTERM came."""
+    left = (steady_ns - time.monotonic_ns()) / 1e9
+    caught = signal.sigtimedwait({signal.SIGTERM, signal.SIGCHLD}, left) if left > 0 else None
+    return caught is not None and caught.si_signo == signal.SIGTERM
 
 
 def _wait_for(child: int, until: float, stopped: bool, group: _Cgroup) -> t.Tuple[int, float, bool, bool]:

@@ -6,6 +6,8 @@ from __future__ import annotations
 import os
 import pathlib
 import select
+import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -73,7 +75,7 @@ def test_released_it_starts_nothing(tmp_path: pathlib.Path) -> None:
 def test_a_stop_before_t_starts_nothing(tmp_path: pathlib.Path) -> None:
     launch = Launch(tmp_path, "touch started")
     launch.wait(b"r")
-    launch.fire(5)
+    launch.fire(0.3)
     assert launcher.stop(str(tmp_path))
     assert launch.end() == {"unfit": "cannot start the command: stopped before T"}
     assert not (tmp_path / "started").exists()
@@ -95,21 +97,55 @@ def test_a_stop_after_t_ends_the_command(tmp_path: pathlib.Path) -> None:
     ("changes", "words"),
     [
         ({"directory": "/no/such/directory"}, "cannot make the command ready: [Errno 2]"),
-        ({"environment": {"A": "nul\0"}}, "cannot start the command: embedded null byte"),
-        ({"command": "x" * (3 * 1024 * 1024)}, "cannot start the command: [Errno 7] Argument list too long"),
+        ({"environment": {"A": "nul\0"}}, "cannot make the command ready: embedded null byte"),
+        ({"command": "x" * (3 * 1024 * 1024)}, "cannot make the command ready: [Errno 7] Argument list too long"),
     ],
 )
 def test_a_command_that_cannot_be_started_is_told(
     tmp_path: pathlib.Path, changes: dict[str, t.Any], words: str
 ) -> None:
-    launch = Launch(tmp_path, changes.pop("command", "true"), **changes)
-    if "ready" not in words:
-        launch.wait(b"r")
-        launch.fire()
-    end = launch.end()
+    end = Launch(tmp_path, changes.pop("command", "true"), **changes).end()
     assert end is not None
     assert words in end["unfit"]
     assert launcher.read_record(str(tmp_path), "fired.json") is None
+
+
+def test_a_shell_that_ends_before_t_is_told(tmp_path: pathlib.Path) -> None:
+    launch = Launch(tmp_path, "touch started")
+    launch.wait(b"r")
+    children = pathlib.Path(f"/proc/{launch.handle.pid}/task/{launch.handle.pid}/children").read_text().split()
+    os.kill(int(*children), signal.SIGKILL)
+    assert launch.end() == {"unfit": "cannot start the command: its shell has ended before T"}
+    launcher.release(launch.handle)
+    assert not (tmp_path / "started").exists()
+
+
+@pytest.mark.parametrize("shell", ["dash", "bash"])
+def test_the_command_is_the_shells_that_has_waited(
+    tmp_path: pathlib.Path, shell: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A script of several lines, with syntax that is read only at T, no input, and a last command that takes the shell's place."""
+    found = shutil.which(shell)
+    if found is None:
+        pytest.skip(f"there is no {shell} here")
+    (tmp_path / "sh").symlink_to(found)  # by this name, bash is what it is as /bin/sh
+    monkeypatch.setattr(launcher, "SHELL", str(tmp_path / "sh"))
+    launch = Launch(tmp_path, "echo $# $$; cat\ncat <<X\ntext\nX\nexec sh -c 'echo $$; kill -9 $$'")
+    launch.wait(b"r")
+    launch.fire()
+    end = launch.end()
+    assert end is not None
+    assert end["signal"] == 9
+    counted, process, text, last = (tmp_path / "stdout").read_text().split()
+    assert (counted, text) == ("0", "text")
+    assert process == last
+    wrong = Launch(tmp_path, "echo first\n(")
+    wrong.wait(b"r")
+    wrong.fire()
+    end = wrong.end()
+    assert end is not None
+    assert end["code"] == 2, "a mistake in the command is the command's"
+    assert (tmp_path / "stdout").read_text() == "first\n"
 
 
 def test_only_standard_streams_are_inherited(tmp_path: pathlib.Path) -> None:
