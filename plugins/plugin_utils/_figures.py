@@ -72,13 +72,13 @@ def figure(height: float, name: str) -> t.Iterator[tuple[Figure, Axes]]:
         yield drawn, drawn.add_subplot()
 
 
-def sign(kind: str, color: str, label: str) -> Artist:
+def sign(kind: str, color: str, label: str, alpha: float = 1) -> Artist:
     """An entry of a legend: a marker (``o``, ``x``, ``|``), a line (``-``) or a ``bar``."""
     from matplotlib.lines import Line2D
     from matplotlib.patches import Patch
 
     if kind == "bar":
-        return Patch(color=color, label=label)
+        return Patch(color=color, label=label, alpha=alpha)
     if kind == "-":
         return Line2D([], [], color=color, linewidth=1.6, label=label)
     size = {"o": 4, "|": 9}.get(kind, 5)

@@ -37,6 +37,8 @@ Json = t.Mapping[str, t.Any]
 
 #: Rows up to which a figure names every one of them.
 _NAMED: t.Final = 24
+#: How strong the color of a band behind the measurements is.
+_PALE: t.Final = 0.15
 #: For what was not measured.
 NONE: t.Final = "\N{EN DASH}"
 _TEMPLATE: t.Final = pathlib.Path(__file__).with_name("_report.html.j2")
@@ -269,7 +271,7 @@ def network_figure(results: Results) -> Drawn | None:
         return None
     title, edge = "Network, asked and measured", 3.0
     with _figures.figure(_row_height(len(rows)), "network") as (drawn, axes):
-        axes.axvspan(-1, 1, color=GREEN, alpha=0.15, linewidth=0)
+        axes.axvspan(-1, 1, color=GREEN, alpha=_PALE, linewidth=0)
         for place, (_label, findings) in enumerate(rows):
             for right, color, marker in ((True, BLUE, "o"), (False, RED, "x")):
                 values = [_position(finding) for finding in findings if finding.right is right]
@@ -284,7 +286,7 @@ def network_figure(results: Results) -> Drawn | None:
         axes.grid(axis="y", visible=False)
         axes.set_xlabel("away from what was asked; 1 is as far as is right")
         handles = [
-            _figures.sign("bar", GREEN, "right"),
+            _figures.sign("bar", GREEN, "right", _PALE),
             _figures.sign("o", BLUE, "a pair as asked"),
             _figures.sign("x", RED, "a pair that is off"),
         ]

@@ -115,6 +115,13 @@ def test_rules_that_cannot_be_had_are_named_and_nobody_starts(lab: Lab) -> None:
     assert lab.submit(shaped(lab, "true")).result()["verdict"] == "valid"
 
 
+def test_a_rate_that_the_device_does_not_have_is_named_and_nobody_starts(lab: Lab) -> None:
+    result = lab.submit(shaped(lab, "true", rate="20gbit")).result()
+    assert result["outcome"] == "aborted"
+    assert "network: the rate 20gbit is more than the 10gbit of " in result["reasons"][0]
+    assert all("57a1:" not in qdiscs(lab, member) for member in lab.members)
+
+
 def test_rules_that_somebody_changes_are_noticed(lab: Lab) -> None:
     victim = lab.members[1]
     pending = lab.submit(shaped(lab, "while [ ! -e /tmp/startline-changed ]; do sleep 0.05; done"))
@@ -205,6 +212,11 @@ def test_round_trip_loss_and_rate_are_measured_and_a_network_that_is_off_marks_i
     assert 30 <= found["node-0", "node-1", "rtt"]["measured"] <= 50
     assert 0 < found["node-0", "node-1", "loss"]["asked"] < 4
     assert found["node-1", "node-0", "rate"]["right"]
+    # What is there already is part of the 40 ms, and the rules make the rest of it.
+    delays = set(good["network"]["delays"][0])
+    assert all(10 < float(delay.removesuffix("ms")) < 20 for delay in delays), delays
+    meta = read(results / "trials" / "rate-8mbit.r1" / "1" / "node-0" / "meta.json")
+    assert any(f"delay {delay}" in str(meta["network"]["phases"][0]["words"]) for delay in delays)
     assert (off["outcome"], off["verdict"]) == ("completed", "degraded")
     assert "network: node-" in off["reasons"][0]
     assert "of 9000 Mbit/s: the host is too slow or too busy" in off["reasons"][0]

@@ -53,6 +53,7 @@ class _Running:
         self.trial = trial
         self.spool = spool
         self.handle: t.Optional[launcher.Handle] = None
+        self.restarted = False  # the host, since the record was written
         self.events: t.Optional[int] = None
         self.patience: t.Optional[Timer] = None
         self.asked = False
@@ -113,12 +114,15 @@ class Agent:
             for attempt in sorted(os.listdir(os.path.join(self._base, trial_id))):
                 spool = os.path.join(self._base, trial_id, attempt)
                 try:
-                    record = launcher.read_record(spool, "record.json")
-                    trial = member.Trial.from_json(record or {})
+                    record = launcher.read_record(spool, "record.json") or {}
+                    trial = member.Trial.from_json(record)
                 except (KeyError, TypeError, ValueError, OSError) as error:
                     log("record unreadable", spool=spool, error=repr(error))
                     continue
                 running = self._trials[trial.epoch] = _Running(trial, spool)
+                running.restarted = record.get("boot") != clock.boot()
+                if running.restarted:
+                    trial.outlive_boot()
                 log("resumed", epoch=trial.epoch, state=trial.state, committed=trial.committed)
                 self._do(running, trial.resume())
                 if trial.committed and not trial.over:
@@ -289,7 +293,8 @@ class Agent:
         end = launcher.read_record(running.spool, "exit.json") or {"unfit": None}
         if "unfit" in end:
             if running.handle is not None or trial.committed:
-                self._step(running, member.LauncherGone(time.monotonic_ns(), end["unfit"]))
+                now_ns = None if running.restarted else time.monotonic_ns()
+                self._step(running, member.LauncherGone(now_ns, end["unfit"]))
         else:
             self._step(running, member.Exited(end))
 
@@ -531,7 +536,8 @@ class Agent:
         trial = running.trial
         try:
             os.makedirs(running.spool, 0o711, exist_ok=True)
-            launcher.write_record(running.spool, "record.json", trial.to_json(), spend=trial.over)
+            record = dict(trial.to_json(), boot=clock.boot())
+            launcher.write_record(running.spool, "record.json", record, spend=trial.over)
             if trial.settled or (trial.over and not trial.committed):
                 launcher.give_back(running.spool)
         except OSError as error:

@@ -322,27 +322,32 @@ class _Start(t.NamedTuple):
 def _start(spool: str, go: int, told: int, wake: int, events: int) -> t.Optional[_Start]:
     """Wait for the child, for T, and until T; wake the child then. None where it is not to start, or cannot."""
 
-    def unfit(why: str) -> None:
+    def unfit(why: str) -> t.Optional[_Start]:
         write_record(spool, "exit.json", {"unfit": why})
+        return None
 
-    words = os.read(told, 2000)
-    if words != b"\n":
-        why = words[len(_WRONG) :].decode("utf-8", "replace") or "its shell has ended"
-        return unfit(f"cannot make the command ready: {why}")
     # Linux wakes a sleeper up to 50 us late on purpose, to save power. Not this one.
     _prctl(_PR_SET_TIMERSLACK, 1)
     sleep_until(1)  # loads and warms what T will need
     signal.sigpending()
-    os.write(events, b"r")
     poll = select.poll()
-    for descriptor in (go, told):
+    for descriptor in (told, go):
         poll.register(descriptor, select.POLLIN)
-    if go not in [descriptor for descriptor, _event in poll.poll()]:
-        return unfit("cannot start the command: its shell has ended before T")
-    packed = os.read(go, 8)
-    if len(packed) < 8:
-        return None  # released without T
-    noticed_ns = time.monotonic_ns()
+    waits, packed, noticed_ns = False, b"", 0
+    while not (waits and packed):
+        ready = dict(poll.poll())
+        if told in ready:
+            words = os.read(told, 2000)
+            if words != b"\n":
+                why = words[len(_WRONG) :].decode("utf-8", "replace") or "its shell has ended"
+                return unfit(f"cannot make the command ready: {why}")
+            waits = True
+            os.write(events, b"r")
+        if go in ready:
+            packed, noticed_ns = os.read(go, 8), time.monotonic_ns()
+            if len(packed) < 8:
+                return None  # released without T
+            poll.unregister(go)
     start_ns = struct.unpack("!q", packed)[0]
     sleep_until(start_ns)
     # A stop has waited for T, too: to be interrupted by it, and sleep as exactly, would take a second waking before T.

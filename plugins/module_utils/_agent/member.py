@@ -81,9 +81,10 @@ class Exited(t.NamedTuple):
 
 
 class LauncherGone(t.NamedTuple):
-    """The launcher is not there any more and has left no record of an end; `now_ns` is when that was seen."""
+    """The launcher is not there any more and has left no record of an end; `now_ns` is when that was seen, None where the host
+    was restarted meanwhile."""
 
-    now_ns: int
+    now_ns: t.Optional[int]
     why: t.Optional[str] = None
 
 
@@ -362,6 +363,10 @@ class Trial:
         actions = self._make_ready()
         return [Save(), *actions]
 
+    def outlive_boot(self) -> None:
+        """The host was restarted since, and its monotonic clock with it: what was measured before T cannot be compared."""
+        self._compared = True
+
     def step(self, event: Event) -> t.List[Action]:
         """Take one event; say what is to be done, in this order."""
         handler: t.Callable[[t.Any], t.List[Action]] = getattr(self, "_on_" + type(event).__name__)
@@ -488,7 +493,11 @@ class Trial:
     def _on_Exited(self, event: Exited) -> t.List[Action]:
         if self.reached("exited"):
             return []
-        self.state, self.exit = "exited", dict(event.exit, at_ns=self._known.to_rendezvous(event.exit["at_ns"]))
+        return self._ended(dict(event.exit, at_ns=self._known.to_rendezvous(event.exit["at_ns"])))
+
+    def _ended(self, exit: t.Dict[str, t.Any]) -> t.List[Action]:
+        """`exit` as in a report: its time is the rendezvous'."""
+        self.state, self.exit = "exited", exit
         return [Save(), Say(), *self._deliver()]
 
     def _on_LauncherGone(self, event: LauncherGone) -> t.List[Action]:
@@ -497,17 +506,12 @@ class Trial:
         if not self.committed or (event.why is not None and not self.reached("fired")):
             return self._fail(event.why or "the launcher was killed")
         # T had come, or was about to: what the command has written is evidence, although nobody knows how it ended.
-        end = {
-            "code": None,
-            "signal": None,
-            "timed_out": False,
-            "stopped": False,
-            "at_ns": event.now_ns,
-            "duration_ns": 0,
-        }
-        return self._on_Exited(
-            Exited({**end, "leftovers": 0, "stepped_ns": 0, "detail": event.why or "its launcher was killed"})
-        )
+        if event.now_ns is None:
+            at_ns, why = self.fired.get("fired_ns") or self.start_ns, "the host was restarted"
+        else:
+            at_ns, why = self._known.to_rendezvous(event.now_ns), "its launcher was killed"
+        end = {"code": None, "signal": None, "timed_out": False, "stopped": False, "at_ns": at_ns, "duration_ns": 0}
+        return self._ended({**end, "leftovers": 0, "stepped_ns": 0, "detail": event.why or why})
 
     def _deliver(self) -> t.List[Action]:
         """The next step of the delivery, from wherever it stands."""

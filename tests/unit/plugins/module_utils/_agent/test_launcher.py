@@ -115,9 +115,20 @@ def test_a_shell_that_ends_before_t_is_told(tmp_path: pathlib.Path) -> None:
     launch.wait(b"r")
     children = pathlib.Path(f"/proc/{launch.handle.pid}/task/{launch.handle.pid}/children").read_text().split()
     os.kill(int(*children), signal.SIGKILL)
-    assert launch.end() == {"unfit": "cannot start the command: its shell has ended before T"}
+    assert launch.end() == {"unfit": "cannot make the command ready: its shell has ended"}
     launcher.release(launch.handle)
     assert not (tmp_path / "started").exists()
+
+
+def test_a_shell_that_never_comes_is_given_up_with_the_launcher(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "sh").write_text("#!/bin/sh\nexec sleep 3600\n")
+    (tmp_path / "sh").chmod(0o755)
+    monkeypatch.setattr(launcher, "SHELL", str(tmp_path / "sh"))
+    launch = Launch(tmp_path, "true")
+    launcher.release(launch.handle)
+    assert launch.end() is None
 
 
 @pytest.mark.parametrize("shell", ["dash", "bash"])

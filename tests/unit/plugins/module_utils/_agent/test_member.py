@@ -72,6 +72,17 @@ def test_a_launcher_that_dies_once_t_was_accepted_leaves_evidence() -> None:
     assert trial.state == "delivered"
 
 
+def test_a_host_that_was_restarted_after_t_was_accepted_delivers_what_there_is() -> None:
+    before = started()
+    trial = member.Trial.from_json(before.to_json())
+    trial.outlive_boot()
+    assert trial.resume() == []
+    actions = trial.step(member.LauncherGone(None))
+    assert kinds(actions) == ["Save", "Say", "Collect"], "another boot's clock is not compared with what was measured"
+    assert trial.exit is not None
+    assert (trial.exit["detail"], trial.exit["at_ns"]) == ("the host was restarted", before.start_ns)
+
+
 @pytest.mark.parametrize("accepted", [False, True])
 def test_a_command_that_cannot_be_started_is_a_failure(accepted: bool) -> None:
     trial = started() if accepted else armed()
