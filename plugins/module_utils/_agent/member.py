@@ -568,8 +568,10 @@ class Trial:
     def _on_SettledSaid(self, event: SettledSaid) -> t.List[Action]:
         if self.settled or not self.reached("delivered"):
             return []
-        self.settled = True
-        return [Save(), Discard()] if self.duty["upload"] else [Save()]
+        uploaded = bool(self.duty["upload"])
+        # An agent may see thousands of trials, and of one that is over nobody asks what was to be done.
+        self.settled, self.duty, self.network = True, {}, None
+        return [Save(), Discard()] if uploaded else [Save()]
 
     def _on_LinkUp(self, event: LinkUp) -> t.List[Action]:
         if self.settled:

@@ -88,3 +88,16 @@ def test_a_command_that_cannot_be_started_is_a_failure(accepted: bool) -> None:
     trial = started() if accepted else armed()
     trial.step(member.LauncherGone(20 * MS, "cannot start the command: no such directory"))
     assert (trial.state, trial.failed) == ("armed", "cannot start the command: no such directory")
+
+
+def test_of_a_settled_trial_only_its_end_is_kept() -> None:
+    trial = started()
+    trial.step(member.LauncherGone(20 * MS))
+    trial.step(member.Measured(GOOD, 30 * MS))
+    trial.step(member.Collected([]))
+    assert kinds(trial.step(member.SettledSaid())) == ["Save"]
+    kept = member.Trial.from_json(trial.to_json())
+    assert (kept.duty, kept.network, kept.exit) == ({}, None, trial.exit)
+    assert kinds(kept.resume()) == []
+    assert kinds(kept.step(member.LinkUp())) == []
+    assert kinds(kept.step(member.SettledSaid())) == []
