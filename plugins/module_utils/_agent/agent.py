@@ -83,6 +83,9 @@ class Agent:
         self._reactor = Reactor()
         self._link = open_link(config, self._reactor, self._on_up, self._on_message, self._on_down)
         self._trials: t.Dict[wire.Epoch, _Running] = {}
+        # Of those that are settled, thousands in a long sweep: the newest attempt, and ends that may still hold something.
+        self._past: t.Dict[str, int] = {}
+        self._left: t.List[t.Mapping[str, t.Any]] = []
         self._waiting: t.Optional[wire.Message] = None  # a prepare that comes once the trial before it is over
         self._measurement: t.Optional[_Measurement] = None
         self._again: t.Optional[Timer] = None  # the next measurement of those who wait for others
@@ -125,7 +128,9 @@ class Agent:
                     trial.outlive_boot()
                 log("resumed", epoch=trial.epoch, state=trial.state, committed=trial.committed)
                 self._do(running, trial.resume())
-                if trial.committed and not trial.over:
+                if trial.settled:
+                    self._forget(running)
+                elif trial.committed and not trial.over:
                     self._await_phases(running)
                     self._follow(running)
                     if launcher.supervisor_of(spool) is None:
@@ -174,7 +179,7 @@ class Agent:
 
     def _unknown(self, epoch: wire.Epoch, kind: str) -> None:
         log("unknown trial", epoch=epoch, message=kind)
-        if kind == "start" and epoch.run == self._config.run_id:
+        if kind == "start" and epoch.run == self._config.run_id and epoch.attempt > self._past.get(epoch.trial, 0):
             trial = member.Trial(epoch, {})
             trial.failed = "knows nothing of this trial: the host was made anew, or its state was lost"
             self._link.send("report", **trial.report())
@@ -190,8 +195,9 @@ class Agent:
         if known is not None:
             self._link.send("report", **known.trial.report())
             return
-        newest = max((other.attempt for other in self._trials if other.trial == epoch.trial), default=0)
-        if epoch.attempt < newest:
+        attempts = [other.attempt for other in self._trials if other.trial == epoch.trial]
+        newest = max(self._past.get(epoch.trial, 0), *attempts, 0)
+        if epoch.attempt <= newest:
             trial = member.Trial(epoch, {})
             trial.failed = f"attempt {newest} of this trial is known here already"
             self._link.send("report", **trial.report())
@@ -215,7 +221,8 @@ class Agent:
 
     def _await_free(self, running: _Running, give_up: float) -> None:
         """Prepared once nothing holds what an earlier trial has left, for it would be in this one's way."""
-        ends = [other.trial.exit for other in self._trials.values() if other.trial.exit is not None]
+        self._left = [end for end in self._left if _holds(end)]
+        ends = self._left + [other.trial.exit for other in self._trials.values() if other.trial.exit is not None]
         held = [f"{entry['command']} (pid {entry['pid']})" for end in ends for entry in _remaining(end)]
         held += [ports.describe(entry) for end in ends for entry in ports.still_taken(end.get("ports") or ())]
         if running.trial.over:
@@ -486,11 +493,24 @@ class Agent:
         if running.trial.waits_for_others and self._again is None:
             # Whichever came last of what makes it armed, the measurement or something else.
             self._again = self._reactor.after(MEASURE_AGAIN, self._measure_again)
+        if running.trial.settled:
+            self._forget(running)
         if running.trial.over:
             self._waiters.over(running.trial.epoch)
         if running.trial.over and self._waiting is not None:
             waiting, self._waiting = self._waiting, None
             self._prepare(waiting)
+
+    def _forget(self, running: _Running) -> None:
+        """Keep of a settled trial what may matter to later ones."""
+        epoch, end = running.trial.epoch, running.trial.exit
+        if self._trials.pop(epoch, None) is None:
+            return
+        self._past[epoch.trial] = max(epoch.attempt, self._past.get(epoch.trial, 0))
+        if running.patience is not None:
+            running.patience.cancel()  # or it would keep all of it for as long
+        if end is not None and _holds(end):
+            self._left.append(end)
 
     def _do(self, running: _Running, actions: t.Iterable[member.Action]) -> None:
         trial = running.trial
@@ -551,6 +571,11 @@ class Agent:
 def _remaining(end: t.Mapping[str, t.Any]) -> t.List[t.Dict[str, t.Any]]:
     """Processes of a trial that could not be ended and are still there."""
     return [entry for entry in end.get("remaining") or () if ports.name_of(entry["pid"]) == entry["command"]]
+
+
+def _holds(end: t.Mapping[str, t.Any]) -> bool:
+    """Whether something of a trial is still in the way of the next."""
+    return bool(_remaining(end) or ports.still_taken(end.get("ports") or ()))
 
 
 def _plain(error: Exception) -> str:
