@@ -93,7 +93,8 @@ def test_a_host_whose_mailbox_is_out_of_reach_is_named_by_the_deadline(lab: Lab)
 
 
 def test_a_mailbox_out_of_reach_during_the_trial_loses_no_evidence(lab: Lab) -> None:
-    pending = trial(lab, "sleep 3; echo through", delivery_deadline=90.0)
+    # Long enough that a letter, and whoever asks for what it said, finds the command running on a busy machine.
+    pending = trial(lab, "sleep 15; echo through", delivery_deadline=90.0)
     until(lambda: start_ns(lab, pending, "mail-0"), 60, "mail-0 knows T")
     until(lambda: lab.member_state(pending, "mail-0") == "fired", 30, "mail-0 fired")
     with lab.cut("mail-0"):
