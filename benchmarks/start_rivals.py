@@ -136,7 +136,7 @@ def ansible(lab: Lab, names: list[str]) -> float:
 def controller(lab: Lab, names: list[str]) -> float:
     """CPU seconds of the controller for a trial of `names`: a playbook with that one task, from its start to the result.
 
-    Not an `ansible` command, which would print all of the result: with 128 members that is half of what it costs.
+    Not an `ansible` command, which would print all of the result: 0.2 s with 128 members.
     """
     given = lab.trial("true", members=names, evidence=None)
     trial = {name: value for name, value in given.items() if name not in ("form", "formed_from") and value is not None}
