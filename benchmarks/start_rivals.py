@@ -142,7 +142,7 @@ def controller(lab: Lab, names: list[str]) -> float:
     trial = {name: value for name, value in given.items() if name not in ("form", "formed_from") and value is not None}
     task = {"startline.lab.start_barrier": trial}
     play = {"hosts": f"{lab.members[0]}.{lab.run_id}", "gather_facts": False, "become": True, "tasks": [task]}
-    with tempfile.NamedTemporaryFile("w", suffix=".yml") as file:
+    with tempfile.NamedTemporaryFile("w", dir=ROOT, prefix=".controller-", suffix=".yml") as file:  # beside group_vars
         json.dump([play], file)
         file.flush()
         before = resource.getrusage(resource.RUSAGE_CHILDREN)

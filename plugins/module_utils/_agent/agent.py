@@ -62,13 +62,24 @@ class _Running:
 
 
 class _Measurement:
-    """A measurement of the clock under way, shared by whoever needs one."""
+    """A measurement of the clock under way, shared by whoever needs one.
 
-    def __init__(self, reference_ns: t.Optional[int], wanted_ns: float, settled_by: float) -> None:
+    An exchange that began before it and was answered after an outage says little: it is added to `late`, which is what
+    the measurement that this one repeats has found, and is used if this one gets no answer of its own.
+    """
+
+    def __init__(
+        self,
+        reference_ns: t.Optional[int],
+        wanted_ns: float,
+        settled_by: float,
+        late: t.Optional[clock.Estimate] = None,
+    ) -> None:
         self.reference_ns = reference_ns
         self.wanted_ns = wanted_ns
         self.settled_by = settled_by
         self.estimate = clock.Estimate(clock.read())
+        self.late = late
         self.own: t.Optional[clock.Clock] = None
         self.own_known = False
         self.daemon = False
@@ -368,9 +379,12 @@ class Agent:
         measurement = self._measurement
         if measurement is None:
             return
-        measurement.estimate.add(message["sent_ns"], message["came_ns"], message["went_ns"], back_ns)
         measurement.reference_ns = message["bound_ns"]
-        if measurement.estimate.samples < clock.SAMPLES:
+        for estimate in (measurement.estimate, measurement.late):
+            if estimate is not None and message["sent_ns"] >= estimate.begin.steady_ns:
+                estimate.add(message["sent_ns"], message["came_ns"], message["went_ns"], back_ns)
+                break
+        if 0 < measurement.estimate.samples < clock.SAMPLES:
             self._ping()
         self._maybe_measured(measurement)
 
@@ -383,7 +397,10 @@ class Agent:
             return
         if measurement.limit is not None:
             measurement.limit.cancel()
-        found = clock.choose(measurement.own, measurement.reference_ns, measurement.estimate.clock(clock.read()))
+        estimate, now = measurement.estimate, clock.read()
+        if not estimate.samples and measurement.late is not None:
+            estimate = measurement.late
+        found = clock.choose(measurement.own, measurement.reference_ns, estimate.clock(now))
         waiting = [running for running in self._trials.values() if running.trial.waits_for_clock]
         before = any(not running.trial.over for running in waiting)
         if found is None:
@@ -394,7 +411,7 @@ class Agent:
             young = measurement.daemon and time.monotonic() < measurement.settled_by
             try_again = before and young and found.bound_ns > measurement.wanted_ns
         if try_again:
-            again = _Measurement(measurement.reference_ns, measurement.wanted_ns, measurement.settled_by)
+            again = _Measurement(measurement.reference_ns, measurement.wanted_ns, measurement.settled_by, estimate)
             self._measurement = again
             again.limit = self._reactor.after(SETTLE_PAUSE, lambda: self._begin(again))
             return

@@ -171,8 +171,8 @@ class Estimate:
     """The distance to the rendezvous by the exchange that says most. `begin`: the clocks before the first one."""
 
     def __init__(self, begin: Reading) -> None:
+        self.begin = begin
         self.samples = 0
-        self._begin = begin
         self._kept: t.List[t.Tuple[int, int, int]] = []
 
     def add(self, sent_ns: int, came_ns: int, went_ns: int, back_ns: int) -> None:
@@ -188,7 +188,7 @@ class Estimate:
         if not self._kept:
             return None
 
-        slewed = slewed_ns(self._begin, now)
+        slewed = slewed_ns(self.begin, now)
 
         def bound(sample: t.Tuple[int, int, int]) -> int:
             return sample[0] // 2 + 1 + int(abs(now.steady_ns - sample[2]) * DRIFT) + slewed
