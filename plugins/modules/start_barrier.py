@@ -167,7 +167,8 @@ options:
   on_clock_error:
     description:
       - What becomes of a member whose clock may be wrong by more, or was stepped or has drifted by more in the trial. V(mark)
-        notes it, and the verdict is V(degraded). V(refuse) starts nobody; known only after the start, the verdict is V(invalid).
+        notes it, and the verdict is V(degraded). V(refuse) does not start it, nor anybody where no other may take its seat; known
+        only after the start, the verdict is V(invalid).
     type: str
     choices: [mark, refuse]
     default: mark

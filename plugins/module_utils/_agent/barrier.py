@@ -53,6 +53,7 @@ _LET_GO = {
     "replaced": "it was not armed in time, and another has taken its place",
     "dropped": "it was not armed in time, and the others have started",
 }
+_TIME_IS_OVER = "the trial's time is over"
 
 
 class Now(t.NamedTuple):
@@ -439,10 +440,16 @@ class Barrier:
             return [Stop(member, unwanted)]
         if self.phase == "gathering":
             return [Prepare(member, max(0.0, self._deadline - now.steady) + PATIENCE)]
-        actions: t.List[Action] = [Start(member, self.start_ns or 0)]
-        if self._stopped is not None:
-            actions.append(Stop(member, self._stopped))
-        return actions
+        return [self._go_or_stop(member)]
+
+    @property
+    def _called_off(self) -> t.Optional[str]:
+        """Why nobody is to start or to go on any more, if that is decided after T was published."""
+        return self._stopped if self.phase == "running" else self._stopped or _TIME_IS_OVER
+
+    def _go_or_stop(self, member: str) -> Action:
+        """What a member of the roster has to know: T, or that it is too late for it. Never both, for it would start first."""
+        return Start(member, self.start_ns or 0) if self._called_off is None else Stop(member, self._called_off)
 
     def _unwanted(self, member: _Member) -> t.Optional[str]:
         """Why a member is not to start, if that is decided."""
@@ -480,7 +487,7 @@ class Barrier:
             member.failed = member.failed or failed
             return []
         elif self.phase == "running" and state == "armed" and not failed and report["start_ns"] is None:
-            return [Start(member.name, self.start_ns or 0)]  # T was lost on the way
+            return [self._go_or_stop(member.name)]  # it was lost on the way
         elif _ORDER[state] < _ORDER["armed"] and not failed:
             return []
         before = member.reached("delivered")
@@ -492,8 +499,8 @@ class Barrier:
             actions.append(Settle(member.name))
             if self.phase == "settled" and not before:
                 actions.append(Settled())
-        elif self._stopped is not None and state in ("armed", "fired"):
-            actions.append(Stop(member.name, self._stopped))
+        elif self.phase != "gathering" and self._called_off is not None and state in ("armed", "fired"):
+            actions.append(Stop(member.name, self._called_off))
         return actions
 
     def _on_meeting(self, member: _Member, event: t.Union[Waits, Passed], now: Now) -> t.List[Action]:
@@ -516,6 +523,8 @@ class Barrier:
         """Why a member that says it is armed may not take part: its clock is not known well enough."""
         if self.submission["on_clock_error"] != "refuse" or self.phase != "gathering":
             return None
+        if report["state"] == "armed" and report["clock"] is None:
+            return "says that it is armed, and nothing of its clock"
         return "; ".join(_clock_problems(report, self.submission["max_clock_error"])) or None
 
     def _advance(self, now: Now) -> t.List[Action]:
@@ -532,8 +541,7 @@ class Barrier:
             if not self._unended:
                 actions += self._end(now)
             elif now.steady >= self._deadline:
-                late = "the trial's time is over"
-                actions += [Stop(member.name, late) for member in self._roster if not member.ended]
+                actions += [Stop(member.name, _TIME_IS_OVER) for member in self._roster if not member.ended]
                 actions += self._end(now)
         if self.phase == "ended" and (now.steady >= self._deadline or not self._undone):
             self.phase = "settled"

@@ -471,7 +471,7 @@ class Trial:
         if self.committed or self.over:
             return [Say()]
         if self.state != "armed":
-            return [*self._fail("was not armed when T was said"), Release()]
+            return []  # arms anew after a restart: T is said again once it has, and may then be too late
         late_ns = self._known.to_rendezvous(event.now_ns) - event.start_ns
         if late_ns > event.latest_ns - event.start_ns:
             return [*self._fail(f"T had passed by {late_ns / 1e9:.3f} s when it was heard"), Release()]
@@ -563,7 +563,7 @@ class Trial:
         if self.committed:
             return [Kill()]
         self.failed = f"released: {event.reason}"
-        return [Release(), Save(), *self._clear()]
+        return [Release(), Save(), Say(), *self._clear()]  # who was to start is waited for until it says so
 
     def _on_SettledSaid(self, event: SettledSaid) -> t.List[Action]:
         if self.settled or not self.reached("delivered"):

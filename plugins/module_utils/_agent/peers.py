@@ -369,7 +369,7 @@ class _Box:
         #: The latest incarnation that was seen.
         self.latest = 0
         self.peer: t.Optional[MailPeer] = None
-        self.unsaid = self.writing = False
+        self.unread = self.unsaid = self.writing = False
         self.grants: t.Optional[mailbox.Grants] = None
         self.granted_at = 0.0
 
@@ -470,13 +470,22 @@ class Post:
             answer = await self._do(self._mail.read, OUT, member)
             if answer.status != 200:
                 raise OSError(str(answer))
-            etag = answer.etag or etag
-            letter = mailbox.unseal(self._mail.key(member), self._mail.address(member), OUT, answer.body)
             await self._look(box)
+        except Exception as error:  # boto3's are of many kinds
+            # The store answers others, and this member has written: the next round reads it.
+            if box.peer is not None:
+                box.peer.heard_at = time.monotonic()
+            if not box.unread:
+                log("a letter could not be read", member=member, reason=repr(error))
+            box.unread = True
+            return
+        box.unread = False
+        try:
+            letter = mailbox.unseal(self._mail.key(member), self._mail.address(member), OUT, answer.body)
             self._hear(box, letter)
         except MailError as error:
             log("a letter refused", member=member, reason=str(error))
-        box.outbox = etag
+        box.outbox = answer.etag or etag
 
     def _hear(self, box: _Box, letter: mailbox.Letter) -> None:
         """Take a letter that is sealed by the member."""

@@ -611,6 +611,29 @@ def test_an_end_before_t_stops_the_others_at_t() -> None:
     assert [(type(a).__name__, a.member) for a in scene.tick(scene.barrier.wake_at - 1000)] == [("Stop", "b")]
 
 
+@pytest.mark.parametrize("why", ["asked for", "the trial's time is over"])
+def test_nobody_is_told_to_start_once_the_others_were_stopped(why: str) -> None:
+    scene = Scene()
+    scene.armed()
+    scene.barrier.step(barrier.Lost("b"), at(0.01))
+    if why == "asked for":
+        scene.barrier.step(barrier.Abort(why), at(0.02))
+    assert scene.tick(1 if why == "asked for" else 1000)[:2] == [barrier.Stop("a", why), barrier.Stop("b", why)]
+    scene.connect("b")
+    assert scene.barrier.greet("b", at(scene.now)) == [barrier.Stop("b", why)]
+    assert scene.say("b", "armed") == [barrier.Stop("b", why)]
+
+
+def test_a_clock_that_is_not_told_is_not_known_well_enough() -> None:
+    scene = Scene(on_clock_error="refuse")
+    scene.connect("a", "b")
+    scene.all_say("prepared")
+    scene.say("a", "armed")
+    scene.say("b", "armed", clock=None)
+    assert scene.barrier.start_ns is None
+    assert scene.barrier.result()["reasons"] == ["b: says that it is armed, and nothing of its clock"]
+
+
 def test_a_failure_is_heard_although_the_state_was_further() -> None:
     scene = Scene(on_early_exit="stop_on_failure")
     scene.armed()
@@ -832,6 +855,7 @@ class Universe:
         self.published = 0
         self.roster: set[str] = set()
         self.aborted = False
+        self.stopped: set[str] = set()
         #: Of those who start: the furthest state and the first failure that the rendezvous was told since T was published.
         self.told: dict[str, tuple[str, str | None]] = {}
         self.released: dict[int, int] = {}
@@ -878,8 +902,10 @@ class Universe:
             if isinstance(action, barrier.Prepare):
                 self.send(action.member, "", ("prepare", action.patience))
             elif isinstance(action, barrier.Start):
+                assert not self.stopped & self.roster, "told to start after the others were stopped"
                 self.send(action.member, "", ("start", action.start_ns))
             elif isinstance(action, barrier.Stop):
+                self.stopped.add(action.member)
                 self.send(action.member, "", ("abort", action.reason))
             elif isinstance(action, barrier.Settle):
                 self.send(action.member, "", ("settled", None))

@@ -254,6 +254,29 @@ def test_an_object_store_that_is_away_throttles_or_fails_costs_time_alone(
     assert "lost" not in world.log("rendezvous"), "who could not be heard is not gone"
 
 
+def test_a_letter_that_cannot_be_read_holds_up_nobody_else(mailed: t.Callable[..., World], store: MotoStore) -> None:
+    world = mailed(2)
+    flag = world.directory / "go"
+    world.start_all()
+    connected(world, "party-0", "party-1")
+    waiting = world.submit(trial(world, f"until [ -e {flag} ]; do sleep 0.05; done", deadline=60))
+    until(lambda: world.state("party-0") == "fired" == world.state("party-1"), 40, "the start")
+
+    def refuse(environ: dict[str, t.Any]) -> tuple[int, str] | None:
+        unread = environ["REQUEST_METHOD"] == "GET" and environ["PATH_INFO"].endswith(outbox("party-1"))
+        return (503, "SlowDown") if unread else None
+
+    store.fault = refuse
+    flag.touch()
+    until(lambda: "a letter could not be read" in world.log("rendezvous"), 40, "the complaint of the rendezvous")
+    until(lambda: world.state("party-0") == "delivered", 40, "the evidence of the other")
+    store.fault = lambda environ: None
+    result = world.result(waiting)
+    assert {row["state"] for row in result["members"].values()} == {"delivered"}
+    assert "mailboxes unreachable" not in world.log("rendezvous")
+    assert "lost" not in world.log("rendezvous")
+
+
 def test_grants_are_renewed_and_survive_the_agent(mailed: t.Callable[..., World], store: MotoStore) -> None:
     world = mailed(1)
     path = world.directory / "party-0/mailbox.json"

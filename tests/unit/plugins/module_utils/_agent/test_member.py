@@ -33,6 +33,21 @@ def started() -> member.Trial:
     return trial
 
 
+def test_t_that_is_said_while_it_arms_anew_is_waited_for_again() -> None:
+    trial = member.Trial.from_json(armed().to_json())
+    assert kinds(trial.resume()) == ["Save", "Arm", "Measure"]
+    assert trial.step(member.StartSaid(10 * MS, 1000 * MS, 0)) == []
+    trial.step(member.Measured(GOOD, 0))
+    assert kinds(trial.step(member.Ready(0))) == ["Save", "Say"], "the rendezvous says T again to who is armed"
+    assert kinds(trial.step(member.StartSaid(10 * MS, 1000 * MS, 0))) == ["Save", "Fire"]
+
+
+def test_who_was_let_go_says_so() -> None:
+    trial = armed()
+    assert kinds(trial.step(member.AbortSaid("stopped"))) == ["Release", "Save", "Say"]
+    assert trial.failed == "released: stopped"
+
+
 @pytest.mark.parametrize(
     ("found", "told"),
     [
