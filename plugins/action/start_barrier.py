@@ -118,7 +118,7 @@ class ActionModule(ActionBase):
             if attempt.result is not None:
                 return attempt.result
             if not attempt.again or time.monotonic() + pause >= give_up:
-                return _barrier_call.unknown(trial, attempt.problem, limit)
+                return _barrier_call.unknown(trial, attempt, limit)
             if attempt.problem != said:
                 said = attempt.problem
                 # A warning would be shown with the task's result: too late for who could mend it.

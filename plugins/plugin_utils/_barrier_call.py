@@ -114,13 +114,13 @@ def judged(result: dict[str, t.Any]) -> dict[str, t.Any]:
     return found
 
 
-def unknown(trial: t.Mapping[str, t.Any], problem: str, limit: float) -> dict[str, t.Any]:
-    """The result when the rendezvous could not be asked: nothing is known of any member."""
+def unknown(trial: t.Mapping[str, t.Any], answer: Answer, limit: float) -> dict[str, t.Any]:
+    """The result when the rendezvous could not be asked, or refuses the trial: nothing is known of any member."""
     names = [member["name"] for member in trial["members"]]
+    attach = " The trial may be under way: the same task attaches to it." if answer.again else ""
     return {
         "failed": True,
-        "msg": f"{trial['trial_id']}: no result: {problem}. Nothing is known of {_names(names)}. "
-        "The trial may be under way: the same task attaches to it.",
+        "msg": f"{trial['trial_id']}: no result: {answer.problem}. Nothing is known of {_names(names)}.{attach}",
         "epoch": {"run": trial["run_id"], "trial": trial["trial_id"], "attempt": trial["attempt"]},
         "waited_at_most_s": limit,
     }

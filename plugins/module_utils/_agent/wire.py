@@ -8,7 +8,7 @@ refused. Everything that comes from the network goes through `Lines` (framing, s
 Messages, each of a trial carrying its epoch:
 
     member -> rendezvous                      rendezvous -> member
-    hello    who I am, which run              welcome  accepted; this many seconds of silence are normal
+    hello    who I am, which run              welcome  accepted, by this version of the protocol
     ping     my time                          pong     my time when it came, my time when it went
     report   all I know of a trial            prepare  make ready, measure your clock, fork, say armed
     ask      may I upload these files         start    the instant T

@@ -135,6 +135,13 @@ def test_a_degraded_trial_does_not_fail() -> None:
 
 
 def test_of_a_silent_coordinator_every_member_is_named() -> None:
-    found = call.unknown(call.submission(arguments()), "cannot reach the coordinator", 200)
+    away = call.Answer(problem="cannot reach the coordinator", again=True)
+    found = call.unknown(call.submission(arguments()), away, 200)
     assert found["failed"]
     assert "Nothing is known of a-0, a-1" in found["msg"]
+    assert "attaches" in found["msg"]
+
+
+def test_who_is_refused_is_not_told_to_attach() -> None:
+    refused = call.Answer(problem="r1 is of an older attempt")
+    assert "attach" not in call.unknown(call.submission(arguments()), refused, 200)["msg"]
