@@ -4,12 +4,23 @@
 from __future__ import annotations
 
 import json
+import os
 import pathlib
+import signal
 import typing as t
 
 import pytest
 
-from tests.support.commands import EXPERIMENTS, PROJECT, playbook, playbook_killed_at, run_resources
+from tests.support.commands import (
+    EXPERIMENTS,
+    PROJECT,
+    playbook,
+    playbook_killed_at,
+    processes,
+    run_resources,
+    start_playbook,
+)
+from tests.support.lab import until
 
 TINY = f"exp={EXPERIMENTS / 'tiny.yml'}"
 
@@ -143,6 +154,28 @@ def test_the_same_command_completes_a_run_that_was_killed(cloud: None, ec2: t.An
     run = json.loads((PROJECT / "results" / "tiny" / killed.run_id / "run.json").read_text())
     assert run["verdict"] == "valid"
     assert run_resources(ec2, killed.run_id) == []
+
+
+def test_a_controller_killed_while_a_trial_runs_attaches_to_it(cloud: None, ec2: t.Any, tmp_path: pathlib.Path) -> None:
+    # The hosts' processes are seen from here, so the event is the command itself.
+    sleep = ("sleep", "6.517")
+    command = f"echo >> /var/tmp/starts; {' '.join(sleep)}; wc -l < /var/tmp/starts"
+    experiment = {"groups": {"node": {"count": 2}}, "command": command, "repeats": 2, "timeout": 20}
+    path = tmp_path / "killed.yml"
+    path.write_text(json.dumps(experiment))
+    process = start_playbook("site.yml", "-e", f"exp={path}")
+    until(lambda: len(processes(*sleep)) == 2 or process.poll() is not None, 180, "the command on both hosts")
+    os.killpg(process.pid, signal.SIGKILL)
+    process.communicate()
+    assert processes(*sleep), "the trial goes on alone"
+    again = playbook("site.yml", "-e", f"exp={path}")
+    assert again.returncode == 0, again.output[-4000:]
+    trials = PROJECT / "results" / "killed" / again.run_id / "trials"
+    starts = {str(path.relative_to(trials)): path.read_text().strip() for path in trials.glob("*/*/node-1/stdout")}
+    assert starts == {"r1/1/node-1/stdout": "1", "r2/1/node-1/stdout": "2"}, (
+        "each once on each host, at the first attempt"
+    )
+    assert run_resources(ec2, again.run_id) == []
 
 
 @pytest.mark.parametrize(

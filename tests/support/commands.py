@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
 import pathlib
@@ -75,6 +76,16 @@ def playbook_killed_at(line: str, *words: str) -> Ended:
     printed.append(process.stdout.read())
     process.stdout.close()
     return Ended(process.wait(), "".join(printed))
+
+
+def processes(*words: str) -> list[int]:
+    """Ids of the processes with these arguments, on this machine and its hosts."""
+    found = []
+    for path in pathlib.Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):
+            if path.read_bytes().split(b"\0")[:-1] == [word.encode() for word in words]:
+                found.append(int(path.parent.name))
+    return found
 
 
 def adhoc(*words: str, **environment: str) -> Ended:
