@@ -146,6 +146,8 @@ class Agent:
                     self._follow(running)
                     if launcher.supervisor_of(spool) is None:
                         self._look(running, gone=True)
+                elif not trial.over:
+                    self._be_patient(running)
 
     # -- the link --
 
@@ -222,13 +224,17 @@ class Agent:
         self._waiting = None
         duty = message["duty"]
         running = self._trials[epoch] = _Running(member.Trial(epoch, duty), self._spool(epoch))
-        running.patience = self._reactor.after(duty["patience"], lambda: self._step(running, member.OutOfPatience()))
+        self._be_patient(running)
         try:
             _make_directory(running.spool, duty)
         except (OSError, KeyError) as error:
             self._step(running, member.Prepared(_plain(error)))
         else:
             self._await_free(running, time.monotonic() + FREE_LIMIT)
+
+    def _be_patient(self, running: _Running) -> None:
+        patience = running.trial.duty["patience"]
+        running.patience = self._reactor.after(patience, lambda: self._step(running, member.OutOfPatience()))
 
     def _await_free(self, running: _Running, give_up: float) -> None:
         """Prepared once nothing holds what an earlier trial has left, for it would be in this one's way."""
@@ -245,6 +251,16 @@ class Agent:
         else:
             self._reactor.after(FREE_PAUSE, lambda: self._await_free(running, give_up))
 
+    def _marks(self, epoch: wire.Epoch) -> t.Dict[str, str]:
+        """What is in the environment of this trial's processes, and of no other's."""
+        return {
+            "STARTLINE_RUN": epoch.run,
+            "STARTLINE_TRIAL": epoch.trial,
+            "STARTLINE_ATTEMPT": str(epoch.attempt),
+            "STARTLINE_MEMBER": self._config.member,
+            "STARTLINE_SOCKET": self._waiters.path,
+        }
+
     def _arm(self, running: _Running) -> None:
         duty, epoch = running.trial.duty, running.trial.epoch
         account = pwd.getpwnam(duty["user"]) if duty["user"] else pwd.getpwuid(os.geteuid())
@@ -255,12 +271,8 @@ class Agent:
             "USER": account.pw_name,
             "LOGNAME": account.pw_name,
             "SHELL": "/bin/sh",
-            "STARTLINE_RUN": epoch.run,
-            "STARTLINE_TRIAL": epoch.trial,
-            "STARTLINE_ATTEMPT": str(epoch.attempt),
-            "STARTLINE_MEMBER": self._config.member,
             "STARTLINE_RANK": str(duty["rank"]),
-            "STARTLINE_SOCKET": self._waiters.path,
+            **self._marks(epoch),
         }
         environment.update(duty["environment"])
         change = bool(duty["user"]) and account.pw_uid != os.geteuid()
@@ -311,8 +323,11 @@ class Agent:
         end = launcher.read_record(running.spool, "exit.json") or {"unfit": None}
         if "unfit" in end:
             if running.handle is not None or trial.committed:
-                now_ns = None if running.restarted else time.monotonic_ns()
-                self._step(running, member.LauncherGone(now_ns, end["unfit"]))
+                if running.restarted:
+                    self._step(running, member.LauncherGone(None, end["unfit"]))
+                    return
+                remaining = launcher.end_orphans(running.spool, self._marks(trial.epoch))
+                self._step(running, member.LauncherGone(time.monotonic_ns(), end["unfit"], remaining))
         else:
             self._step(running, member.Exited(end))
 

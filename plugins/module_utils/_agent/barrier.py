@@ -473,7 +473,8 @@ class Barrier:
         state, failed = report["state"], report["failed"]
         unwanted = self._unwanted(member)
         if unwanted is not None:
-            return [] if failed or _ORDER[state] < _ORDER["prepared"] else [Stop(event.member, unwanted)]
+            # Also to who has failed: it may forget the trial then.
+            return [Stop(event.member, unwanted)] if failed or _ORDER[state] >= _ORDER["prepared"] else []
         if self.phase == "gathering":
             if _ORDER[state] > _ORDER["armed"] or report["start_ns"] is not None:
                 # The fence: no T was said in this epoch, so this is not its trial, whatever the message claims.

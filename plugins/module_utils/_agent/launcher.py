@@ -41,6 +41,8 @@ from .wire import STOP_GRACE
 QUIET = 0.3
 #: Seconds that the kill of a tree is repeated before what is left is reported.
 KILL_LIMIT = 10.0
+#: Seconds for which an agent kills what a supervisor that was itself killed has left.
+ORPHAN_LIMIT = 2.0
 #: Bytes of stderr that a failed command may tell the controller at once.
 DETAIL = 300
 #: How many files of the spool hold room for the last records, and the least bytes of one.
@@ -147,6 +149,44 @@ def stop(spool: str) -> bool:
     with contextlib.suppress(ProcessLookupError):
         os.kill(pid, signal.SIGTERM)
     return True
+
+
+def end_orphans(spool: str, environment: t.Mapping[str, str]) -> t.List[t.Dict[str, t.Any]]:
+    """Kill what a supervisor that was killed has left of its command: its cgroup, and whatever has this environment, for
+    not every host has cgroups. Gives what could not be ended, as "remaining" in exit.json has it."""
+    try:
+        with open(os.path.join(spool, "lock"), encoding="ascii") as stream:
+            group = _Cgroup.of(f"trial-{int(stream.read())}")
+    except (FileNotFoundError, ValueError):
+        return []  # it has not come so far as to start something
+    marks = {f"{name}={value}".encode("utf-8") for name, value in environment.items()}
+    give_up = time.monotonic() + ORPHAN_LIMIT
+    while True:
+        left = sorted({*group.processes(), *_with_environment(marks)})
+        if not left or time.monotonic() >= give_up:
+            group.remove()
+            return _described(left)
+        group.kill()
+        for pid in left:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        time.sleep(0.01)
+
+
+def _with_environment(marks: t.AbstractSet[bytes]) -> t.List[int]:
+    """Processes that were started with all of these variables, and have not ended."""
+    found = []
+    for entry in os.listdir("/proc"):
+        if entry.isdigit():
+            with contextlib.suppress(OSError):
+                with open(f"/proc/{entry}/environ", "rb") as stream:
+                    if marks <= set(stream.read().split(b"\0")):
+                        found.append(int(entry))
+    return found
+
+
+def _described(pids: t.Iterable[int]) -> t.List[t.Dict[str, t.Any]]:
+    return [{"pid": pid, "command": ports.name_of(pid)} for pid in pids]
 
 
 def read_record(spool: str, name: str) -> t.Optional[t.Dict[str, t.Any]]:
@@ -399,7 +439,7 @@ def _watch(
             "at_ns": int(ended * 1e9),
             "duration_ns": max(0, int((ended - started) * 1e9)),
             "leftovers": 0 if timed_out or stopped else leftovers,
-            "remaining": [{"pid": pid, "command": ports.name_of(pid)} for pid in _tree(group)],
+            "remaining": _described(_tree(group)),
             "ports": [] if taken is None else ports.new_since(taken),
             "stepped_ns": stepped_ns,
             "detail": _last_words(spool) if code or number else None,
@@ -523,7 +563,18 @@ class _Cgroup:
 
     @classmethod
     def create(cls, name: str) -> _Cgroup:
-        """Make one; or do without, where there is no cgroup of version 2 that is ours to divide."""
+        """Make one; or do without, where that cannot be."""
+        group = cls.of(name)
+        try:
+            if group._path is not None:
+                os.mkdir(group._path)
+        except OSError:
+            return cls(None)
+        return group
+
+    @classmethod
+    def of(cls, name: str) -> _Cgroup:
+        """The one of this name; none where there is no cgroup of version 2 that is ours to divide."""
         try:
             with open("/proc/self/cgroup", encoding="ascii") as stream:
                 own = next(line.strip()[3:] for line in stream if line.startswith("0::"))
@@ -532,11 +583,9 @@ class _Cgroup:
                 return cls(None)
             # Hosts with both hierarchies have the second version's one level below.
             root = "/sys/fs/cgroup/unified" if os.path.isdir("/sys/fs/cgroup/unified") else "/sys/fs/cgroup"
-            path = f"{root}{own}/{name}"
-            os.mkdir(path)
+            return cls(f"{root}{own}/{name}")
         except (OSError, StopIteration):
             return cls(None)
-        return cls(path)
 
     def enter(self) -> None:
         """Put this process into it, before it has children. Where that fails, being a subreaper has to do."""

@@ -82,10 +82,11 @@ class Exited(t.NamedTuple):
 
 class LauncherGone(t.NamedTuple):
     """The launcher is not there any more and has left no record of an end; `now_ns` is when that was seen, None where the host
-    was restarted meanwhile."""
+    was restarted meanwhile. `remaining`: what it has left, and could not be ended."""
 
     now_ns: t.Optional[int]
     why: t.Optional[str] = None
+    remaining: t.Sequence[t.Dict[str, t.Any]] = ()
 
 
 class Collected(t.NamedTuple):
@@ -251,6 +252,7 @@ class Trial:
         self._clearing = False
         self._busy = False  # collecting or uploading
         self._compared = False  # the clock was measured again after the command's end, or cannot be
+        self._dismissed = False  # the rendezvous knows that nothing was started here, and wants no more of it
 
     # -- the record --
 
@@ -457,7 +459,7 @@ class Trial:
         self._clearing = False
         self.network["cleared"] = True
         self.network["problem"] = self.network["problem"] or event.problem
-        return [Save(), Say(), *self._deliver()]
+        return [Save(), Say(), *self._deliver(), *self._forget()]
 
     def _maybe_armed(self, now_ns: int) -> t.List[Action]:
         if not self._ready or self.clock is None or self.state != "prepared" or self.over:
@@ -510,8 +512,19 @@ class Trial:
             at_ns, why = self.fired.get("fired_ns") or self.start_ns, "the host was restarted"
         else:
             at_ns, why = self._known.to_rendezvous(event.now_ns), "its launcher was killed"
-        end = {"code": None, "signal": None, "timed_out": False, "stopped": False, "at_ns": at_ns, "duration_ns": 0}
-        return self._ended({**end, "leftovers": 0, "stepped_ns": 0, "detail": event.why or why})
+        end = {
+            "code": None,
+            "signal": None,
+            "timed_out": False,
+            "stopped": False,
+            "at_ns": at_ns,
+            "duration_ns": 0,
+            "leftovers": 0,
+            "remaining": list(event.remaining),
+            "stepped_ns": 0,
+            "detail": event.why or why,
+        }
+        return self._ended(end)
 
     def _deliver(self) -> t.List[Action]:
         """The next step of the delivery, from wherever it stands."""
@@ -559,19 +572,28 @@ class Trial:
 
     def _on_AbortSaid(self, event: AbortSaid) -> t.List[Action]:
         if self.over:
-            return []
+            self._dismissed = not self.reached("exited")
+            return self._forget()
         if self.committed:
             return [Kill()]
-        self.failed = f"released: {event.reason}"
+        return self._let_go(event.reason)
+
+    def _let_go(self, reason: str) -> t.List[Action]:
+        self.failed = f"released: {reason}"
         return [Release(), Save(), Say(), *self._clear()]  # who was to start is waited for until it says so
+
+    def _forget(self) -> t.List[Action]:
+        """An agent may see thousands of trials, and of one that is over nobody asks what was to be done."""
+        if self.settled or not self._dismissed or self._rules_stand:
+            return []
+        self.settled, self.duty, self.network = True, {}, None
+        return [Save()]
 
     def _on_SettledSaid(self, event: SettledSaid) -> t.List[Action]:
         if self.settled or not self.reached("delivered"):
             return []
-        uploaded = bool(self.duty["upload"])
-        # An agent may see thousands of trials, and of one that is over nobody asks what was to be done.
-        self.settled, self.duty, self.network = True, {}, None
-        return [Save(), Discard()] if uploaded else [Save()]
+        uploaded, self._dismissed = bool(self.duty["upload"]), True
+        return [*self._forget(), Discard()] if uploaded else self._forget()
 
     def _on_LinkUp(self, event: LinkUp) -> t.List[Action]:
         if self.settled:
@@ -587,7 +609,9 @@ class Trial:
         return [Release(), Say(), *self._clear()]
 
     def _on_Superseded(self, event: Superseded) -> t.List[Action]:
-        return self._on_AbortSaid(AbortSaid("another trial was asked for"))
+        if self.over:
+            return []
+        return [Kill()] if self.committed else self._let_go("another trial was asked for")
 
     def _on_OutOfPatience(self, event: OutOfPatience) -> t.List[Action]:
         if self.committed or self.over:

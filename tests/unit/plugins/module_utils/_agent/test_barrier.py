@@ -760,7 +760,8 @@ class Host:
             if self.trial is None:
                 self.patience = self.world.seconds + what
                 network = {"phases": [{"at": 0}, {"at": 1}]} if self.shaped else None
-                self.trial = member.Trial(EPOCH, {"upload": False, "network": network, "max_clock_error": 0.05})
+                duty = {"upload": False, "network": network, "max_clock_error": 0.05, "patience": what}
+                self.trial = member.Trial(EPOCH, duty)
                 self.take(member.Prepared())
             else:
                 self.do([member.Say()])
@@ -826,6 +827,7 @@ class Host:
 
     def crash(self) -> None:
         self.alive = self.up = False
+        self.patience = float("inf")
         self.jobs.clear()
         if self.launcher == "ready":
             self.launcher = None  # its pipe was closed without T
@@ -835,6 +837,8 @@ class Host:
         if self.disk is not None:
             self.trial = member.Trial.from_json(json.loads(self.disk))
             self.do(self.trial.resume())
+            if not (self.trial.committed or self.trial.over):
+                self.patience = self.world.seconds + self.trial.duty["patience"]
             if self.trial.committed and not self.trial.over and self.launcher is None:
                 self.take(member.LauncherGone(0))
             if self.trial.committed and not self.trial.over and self.trial.reached("fired"):

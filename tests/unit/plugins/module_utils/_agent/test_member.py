@@ -42,10 +42,27 @@ def test_t_that_is_said_while_it_arms_anew_is_waited_for_again() -> None:
     assert kinds(trial.step(member.StartSaid(10 * MS, 1000 * MS, 0))) == ["Save", "Fire"]
 
 
-def test_who_was_let_go_says_so() -> None:
+def test_who_was_let_go_says_so_until_it_is_heard() -> None:
     trial = armed()
     assert kinds(trial.step(member.AbortSaid("stopped"))) == ["Release", "Save", "Say"]
     assert trial.failed == "released: stopped"
+    again = member.Trial.from_json(trial.to_json())
+    assert kinds(again.step(member.LinkUp())) == ["Say"]
+    assert kinds(again.step(member.AbortSaid("stopped"))) == ["Save"], "the answer"
+    assert (again.settled, again.duty) == (True, {})
+    assert kinds(again.step(member.AbortSaid("stopped"))) == []
+    assert kinds(again.step(member.LinkUp())) == []
+
+
+def test_rules_of_a_trial_without_a_start_are_removed_before_it_is_forgotten() -> None:
+    trial = member.Trial(EPOCH, {"upload": False, "network": {"phases": []}, "max_clock_error": 0.05})
+    assert kinds(trial.step(member.Prepared())) == ["Save", "Say", "Arm", "Measure", "Shape"]
+    trial.step(member.Shaped(0, 0, {}))
+    assert kinds(trial.step(member.AbortSaid("stopped"))) == ["Release", "Save", "Say", "Unshape"]
+    assert trial.step(member.AbortSaid("stopped")) == []
+    assert not trial.settled
+    assert kinds(trial.step(member.Cleared())) == ["Save", "Say", "Save"]
+    assert trial.settled
 
 
 @pytest.mark.parametrize(
@@ -77,10 +94,12 @@ def test_a_clock_that_grows_too_old_is_told() -> None:
 
 def test_a_launcher_that_dies_once_t_was_accepted_leaves_evidence() -> None:
     trial = started()
-    actions = trial.step(member.LauncherGone(20 * MS))
+    left = {"pid": 7, "command": "server"}
+    actions = trial.step(member.LauncherGone(20 * MS, remaining=[left]))
     assert kinds(actions) == ["Save", "Say", "Measure"]
     assert trial.failed is None
     assert trial.exit is not None
+    assert trial.exit["remaining"] == [left]
     assert trial.exit["detail"] == "its launcher was killed"
     trial.step(member.Measured(GOOD, 30 * MS))
     assert kinds(trial.step(member.Collected([]))) == ["Save", "Save", "Say"]

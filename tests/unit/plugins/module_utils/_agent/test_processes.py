@@ -20,6 +20,7 @@ import typing as t
 
 import pytest
 
+from ansible_collections.startline.lab.plugins.module_utils._agent import launcher
 from ansible_collections.startline.lab.tests.unit.plugins.module_utils._agent.world import RUN, World, until
 
 Make = t.Callable[..., World]
@@ -242,6 +243,28 @@ def test_a_command_that_ends_while_its_agent_is_dead_is_reported(make_world: Mak
     world.start("party-0")
     result = world.result(waiting)
     assert result["members"]["party-0"]["exit_code"] == 5
+
+
+@pytest.mark.parametrize("agent_too", [False, True])
+def test_of_a_supervisor_that_was_killed_nothing_is_left(make_world: Make, agent_too: bool) -> None:
+    """As by somebody who kills whatever is called like the agent: the server of the trial would be in the way of the next."""
+    world = make_world(1)
+    world.start_all()
+    marker = str(80000 + os.getpid())
+    waiting = world.submit(world.trial(f"setsid sleep {marker} & echo begun; wait"))
+    until(lambda: world.state("party-0") == "fired", what="the start")
+    supervisor = launcher.supervisor_of(str(world.spool("party-0")))
+    assert supervisor is not None
+    if agent_too:
+        world.kill("party-0")
+    os.kill(supervisor, signal.SIGKILL)
+    if agent_too:
+        world.start("party-0")
+    result = world.result(waiting)
+    assert living(f"sleep {marker}") == []
+    assert result["reasons"] == ["party-0 ended, nobody knows how: its launcher was killed"]
+    assert result["members"]["party-0"]["remaining"] == []
+    assert (world.spool("party-0") / "stdout").read_text() == "begun\n"
 
 
 def test_an_agent_killed_while_armed_arms_again(make_world: Make) -> None:
