@@ -553,10 +553,14 @@ def step(lab: Lab, member: str, seconds: float) -> None:
 def test_a_host_whose_clock_is_wrong_starts_with_the_others(clocks: Lab) -> None:
     step(clocks, "own-1", 2.0)
     try:
-        result = clocks.run("echo here", deadline=60.0)
+        result = clocks.run("date +%s.%N", deadline=60.0)
     finally:
         step(clocks, "own-1", -2.0)
     assert result["verdict"] == "valid", result["reasons"]
+    here, wrong_by_two = (float(stored(clocks, result, member, "stdout")) for member in ("own-0", "own-1"))
+    assert wrong_by_two - here == pytest.approx(2.0, abs=0.5), (
+        "they started at the same time, and not by the same clock"
+    )
     wrong = result["members"]["own-1"]["clock"]
     assert wrong["offset_s"] - result["members"]["own-0"]["clock"]["offset_s"] == pytest.approx(2.0, abs=0.5)
     assert wrong["bound_s"] < 0.5

@@ -1154,6 +1154,17 @@ def test_whatever_happens(universe: Universe, steps: list[tuple[str, t.Any]]) ->
     assert universe.replay().result() == result
 
 
+def test_a_host_whose_agent_was_restarted_waits_no_longer_than_another() -> None:
+    universe = Universe(2)
+    run_steps(universe, [("settle down", 1), ("crash", 0), ("restart", 0)])
+    host = universe.hosts["h0"]
+    assert host.launcher == "ready"
+    universe.advance(universe.trial["deadline"] + barrier.PATIENCE + 1)
+    assert host.launcher is None
+    assert host.trial is not None
+    assert host.trial.failed == "the rendezvous was not heard of in time"
+
+
 @settings(max_examples=100, deadline=None)
 @given(st.integers(1, 4), st.lists(STEPS, max_size=30))
 def test_a_world_that_calms_down_before_the_deadline_completes(count: int, steps: list[tuple[str, t.Any]]) -> None:
