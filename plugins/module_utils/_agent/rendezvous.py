@@ -77,6 +77,8 @@ class _Trial:
         self.settled = asyncio.Event()
         self.timer: t.Optional[asyncio.TimerHandle] = None
         self.decided: t.List[barrier.Action] = []
+        #: How far our clock was ahead when T was decided: every member is told the same.
+        self.ahead_ns: t.Optional[int] = None
         self.storing: t.Optional[asyncio.Task[None]] = None
 
     def shared(self, site: t.Optional[str]) -> bytes:
@@ -95,6 +97,15 @@ class _Trial:
                 }
             )
         return self._shared[site]
+
+    def step(self, event: barrier.Event, now: barrier.Now, ahead_ns: int) -> t.List[barrier.Action]:
+        """Have its barrier take an event; our clock was `ahead_ns` ahead then."""
+        if self.barrier is None:
+            return []
+        actions = self.barrier.step(event, now)
+        if self.ahead_ns is None and self.barrier.start_ns is not None:
+            self.ahead_ns = ahead_ns
+        return actions
 
     def keep(self) -> None:
         """Write what is left of a trial that is over in its journal's place, whole or not at all, and forget the rest."""
@@ -206,6 +217,11 @@ class Rendezvous:
         """The rendezvous' clock, which all times of its trials are said in: a step of the wall clock does not move it."""
         return self._anchor.wall_ns - self._anchor.steady_ns + time.monotonic_ns()
 
+    def _ahead_ns(self, now: clock.Reading) -> int:
+        """How far our clock is ahead of the bare oscillator: it changes by what the clock is slewed by, and after a restart of the
+        host it is another altogether."""
+        return self._anchor.wall_ns - self._anchor.steady_ns + now.steady_ns - now.raw_ns
+
     def _restore(self) -> None:
         """Read the journals of a rendezvous before us, and go on with its clock."""
         self._anchor = self._kept_anchor() or self._anchor
@@ -254,8 +270,8 @@ class Rendezvous:
                         last = now.steady
                         if entry["event"] == "Turn":
                             trial.barrier = barrier.Barrier(trial.submission, now)
-                        elif trial.barrier is not None:
-                            trial.barrier.step(_event_from_json(entry["event"], entry["with"]), now)
+                        else:
+                            trial.step(_event_from_json(entry["event"], entry["with"]), now, entry["ahead_ns"])
         except (OSError, ValueError, KeyError, TypeError, IndexError) as error:
             log("journal unreadable", path=path, error=repr(error))
             return None
@@ -332,22 +348,20 @@ class Rendezvous:
         found = clock.parse_tracking(output.decode("ascii", "replace"))
         self._reference = found and found._replace(**clock.read()._asdict())
 
-    def _clock(self) -> t.Optional[clock.Clock]:
+    def _bound_ns(self, now: clock.Reading) -> t.Optional[int]:
         """How well the rendezvous' clock agrees with UTC, as far as is known without asking."""
         if self._reference is None:
             return None
-        now = clock.read()
-        away = abs(clock.stepped_ns(self._anchor, now))
-        return self._reference._replace(bound_ns=self._reference.bound_at(now) + away)
+        return self._reference.bound_at(now) + abs(clock.stepped_ns(self._anchor, now))
 
-    def clock_bound(self) -> t.Optional[int]:
-        """The bound of `_clock`, and it is asked anew for the next time."""
-        now = time.monotonic()
-        if now - self._compared > COMPARE_AGAIN:
-            self._compared = now  # already here: a thousand may ask before the task has begun
+    def standing(self) -> t.Dict[str, t.Any]:
+        """Our clock as a pong tells it, all at one reading; and the time daemon is asked anew for the next time."""
+        now = clock.read()
+        if now.steady_ns / 1e9 - self._compared > COMPARE_AGAIN:
+            self._compared = now.steady_ns / 1e9  # already here: a thousand may ask before the task has begun
             self._spawn(self._compare_clock())
-        found = self._clock()
-        return found and found.bound_ns
+        ahead_ns = self._ahead_ns(now)
+        return {"went_ns": now.raw_ns + ahead_ns, "ahead_ns": ahead_ns, "bound_ns": self._bound_ns(now)}
 
     # -- agents --
 
@@ -446,12 +460,13 @@ class Rendezvous:
         now = self._now()
         if trial.barrier.phase == "settled" and not isinstance(event, barrier.Reported):
             return
-        entry = {"now": now, "event": type(event).__name__, "with": _event_to_json(event)}
+        ahead_ns = self._ahead_ns(clock.read())
+        entry = {"now": now, "ahead_ns": ahead_ns, "event": type(event).__name__, "with": _event_to_json(event)}
         try:
             self._write(trial, entry)
         except OSError as error:
             self._give_up(trial, error)
-        self._tell(trial, trial.barrier.step(event, now))
+        self._tell(trial, trial.step(event, now, ahead_ns))
         self._arrange(trial)
 
     def _tell(self, trial: _Trial, actions: t.Iterable[barrier.Action]) -> None:
@@ -501,7 +516,8 @@ class Rendezvous:
                 if isinstance(action, barrier.Start):
                     if start is None:
                         latest = action.start_ns + barrier.LATE_LIMIT_NS
-                        start = wire.encode("start", epoch=trial.epoch, start_ns=action.start_ns, latest_ns=latest)
+                        when = {"start_ns": action.start_ns, "latest_ns": latest, "ahead_ns": trial.ahead_ns}
+                        start = wire.encode("start", epoch=trial.epoch, **when)
                     line = start
                 elif isinstance(action, barrier.Prepare):
                     self._hand_out(trial, action)
@@ -545,7 +561,8 @@ class Rendezvous:
 
     def _prepare(self, trial: _Trial, action: barrier.Prepare) -> bytes:
         """The message with a member's duty (`wire.DUTY`)."""
-        entry, submission, reference = trial.names[action.member], trial.submission, self._clock()
+        entry, submission, now = trial.names[action.member], trial.submission, clock.read()
+        bound_ns = self._bound_ns(now)
         duty = wire.dump(
             {
                 "rank": entry["rank"],
@@ -553,7 +570,7 @@ class Rendezvous:
                 "environment": entry["environment"],
                 "links": dict(submission["links"], **(entry["links"] or {})),
                 "patience": action.patience,
-                "reference": reference and reference.to_json(),
+                "reference": None if bound_ns is None else {"bound_ns": bound_ns, "ahead_ns": self._ahead_ns(now)},
                 "network": _network(submission, entry),
             }
         )

@@ -34,7 +34,7 @@ def test_the_time_daemon_is_asked_once_for_all_who_measure_at_once(
     async def measure() -> None:
         desk = rendezvous.Rendezvous(config.load(str(world.directory / "rendezvous" / "agent.json")))
         for _attempt in range(1000):
-            desk.clock_bound()
+            desk.standing()
         await asyncio.gather(*desk._tasks)
 
     asyncio.run(measure())
