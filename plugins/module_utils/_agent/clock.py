@@ -64,9 +64,14 @@ def read() -> Reading:
     return min(once() for _try in range(3))[1]
 
 
+def parted_ns(before: Reading, after: Reading) -> int:
+    """By how much CLOCK_REALTIME has left CLOCK_MONOTONIC between two readings, the error of reading them included."""
+    return (after.wall_ns - after.steady_ns) - (before.wall_ns - before.steady_ns)
+
+
 def stepped_ns(before: Reading, after: Reading) -> int:
     """By how much the wall clock was stepped between two readings; slewing does not count, and a suspended host does."""
-    step = (after.wall_ns - after.steady_ns) - (before.wall_ns - before.steady_ns)
+    step = parted_ns(before, after)
     return step if abs(step) > STEP_NS else 0
 
 

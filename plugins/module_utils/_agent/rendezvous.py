@@ -352,7 +352,8 @@ class Rendezvous:
         """How well the rendezvous' clock agrees with UTC, as far as is known without asking."""
         if self._reference is None:
             return None
-        return self._reference.bound_at(now) + abs(clock.stepped_ns(self._anchor, now))
+        # What chrony says is of the wall clock as it was then, which our clock need not have followed, small steps least of all.
+        return self._reference.bound_at(now) + abs(clock.parted_ns(self._anchor, self._reference.reading))
 
     def standing(self) -> t.Dict[str, t.Any]:
         """Our clock as a pong tells it, all at one reading; and the time daemon is asked anew for the next time."""

@@ -124,6 +124,19 @@ def test_the_clock_of_a_rendezvous_goes_on_with_the_next_one(
     asyncio.run(story())
 
 
+@pytest.mark.parametrize("step_ns", [0, 700_000, -700_000, 10**9])
+def test_every_step_of_the_wall_clock_since_the_anchor_is_in_the_bound(tmp_path: pathlib.Path, step_ns: int) -> None:
+    """Also one that is too small to follow."""
+    desk = rendezvous.Rendezvous(config.load(str(World(tmp_path, []).directory / "rendezvous" / "agent.json")))
+    anchor = desk._anchor
+    asked = anchor._replace(wall_ns=anchor.wall_ns + step_ns)
+    desk._reference = clock.Clock("ntp", 0, 1000)._replace(**asked._asdict())
+    assert desk._bound_ns(asked) == 1000 + abs(step_ns)
+    assert desk._bound_ns(anchor) == 1000 + abs(step_ns), (
+        "stepped since chrony was asked: our clock has no part in that"
+    )
+
+
 class Ear:
     """A peer that keeps what it is sent."""
 
