@@ -224,16 +224,22 @@ class Rendezvous:
 
     def _restore(self) -> None:
         """Read the journals of a rendezvous before us, and go on with its clock."""
-        self._anchor = self._kept_anchor() or self._anchor
+        # Steady time goes on from the wall clock, or in the same boot as it was: a step of the wall clock is no reason for a
+        # deadline to have passed.
         newest = time.time()
+        kept = self._kept_clock()
+        if kept is not None:
+            self._anchor, steady_base = kept
+            newest = steady_base + time.monotonic()
         names = [name for name in os.listdir(self._directory) if name.endswith(".journal")]
         replayed = [self._replay(os.path.join(self._directory, name)) for name in names]
         found = [entry for entry in replayed if entry is not None]
         for _order, last, trial in sorted(found, key=lambda entry: entry[:2]):
             self._trials[trial.epoch] = trial
             newest = max(newest, last)
-        # Steady time goes on from the wall clock, but never back behind what the journals have seen.
+        # But never back behind what the journals have seen.
         self._steady_base = newest - time.monotonic()
+        self._keep_clock()
         for trial in list(self._trials.values()):
             if trial.barrier is None:
                 continue
@@ -306,35 +312,42 @@ class Rendezvous:
     # -- the own clock --
 
     @property
-    def _anchor_file(self) -> str:
+    def _clock_file(self) -> str:
         return os.path.join(self._directory, "clock.json")
 
-    def _kept_anchor(self) -> t.Optional[clock.Reading]:
-        """Where the clock of a rendezvous before us stood, in this boot: members have measured theirs by it, and may know T."""
+    def _kept_clock(self) -> t.Optional[t.Tuple[clock.Reading, float]]:
+        """Where the clock of a rendezvous before us stood, in this boot, and its steady time: members have measured theirs by
+        it, and may know T."""
         try:
-            with open(self._anchor_file, "rb") as stream:
+            with open(self._clock_file, "rb") as stream:
                 kept = json.loads(stream.read())
-            return clock.Reading(*kept["reading"]) if kept["boot"] == clock.boot() else None
+            if kept["boot"] != clock.boot():
+                return None
+            return clock.Reading(*kept["reading"]), float(kept["steady_base"])
         except FileNotFoundError:
             return None
         except (OSError, ValueError, KeyError, TypeError) as error:
-            log("clock unreadable", path=self._anchor_file, error=repr(error))
+            log("clock unreadable", path=self._clock_file, error=repr(error))
             return None
 
-    def _keep_anchor(self) -> None:
+    def _follow_wall_clock(self) -> None:
         """Have our clock agree with the wall clock from this trial on, if that was stepped; but not while members of an earlier
         trial may still measure theirs, or each of them would seem to have drifted."""
         now = clock.read()
         measured = all(t.barrier is None or t.barrier.phase == "settled" for t in self._trials.values())
         if measured and clock.stepped_ns(self._anchor, now):
             self._anchor = now
-        part = self._anchor_file + ".new"
+        self._keep_clock()
+
+    def _keep_clock(self) -> None:
+        part = self._clock_file + ".new"
+        kept = {"boot": clock.boot(), "reading": self._anchor, "steady_base": self._steady_base}
         try:
             with open(part, "wb") as stream:
-                stream.write(wire.dump({"boot": clock.boot(), "reading": self._anchor}))
-            os.rename(part, self._anchor_file)  # no fdatasync: it is of no use after another boot
+                stream.write(wire.dump(kept))
+            os.rename(part, self._clock_file)  # no fdatasync: it is of no use after another boot
         except OSError as error:
-            log("clock not kept", path=self._anchor_file, error=error.strerror)
+            log("clock not kept", path=self._clock_file, error=error.strerror)
 
     async def _compare_clock(self) -> None:
         """Ask chrony how well this host knows the time."""
@@ -592,7 +605,7 @@ class Rendezvous:
             if trial.barrier is not None and not trial.ended.is_set():
                 return
             if trial.barrier is None and not trial.kept:
-                self._keep_anchor()
+                self._follow_wall_clock()
                 now = self._now()
                 begun = self._begin(trial, now)
                 log("trial begins", epoch=trial.epoch, members=len(trial.names))
