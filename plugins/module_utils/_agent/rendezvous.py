@@ -24,7 +24,7 @@ import signal
 import time
 import typing as t
 
-from . import barrier, clock, named, wire
+from . import barrier, clock, launcher, named, wire
 from .config import Config
 from .evidence import Store
 from .log import log
@@ -36,6 +36,8 @@ REQUEST_LIMIT = 256 * 1024 * 1024
 STORE_AGAIN = 15.0
 #: Seconds after which the time daemon is asked anew when a member measures its clock.
 COMPARE_AGAIN = 1.0
+#: Bytes of a journal that are put aside for each member of a trial, `launcher.BALLAST` times, and seconds between tries to.
+MEMBER_ROOM, ROOM_AGAIN = 2048, 5.0
 
 _EVENTS = {
     kind.__name__: kind
@@ -164,6 +166,7 @@ class Rendezvous:
         self._steady_base = 0.0
         self._anchor = clock.read()  # `_restore` may find an earlier one
         self._reference: t.Optional[clock.Clock] = None
+        self._turn: t.Optional[asyncio.TimerHandle] = None
         self._compared = 0.0
         self._stores: t.Dict[t.Tuple[t.Any, ...], Store] = {}
         # One thread: signing is quick, and boto3 need not be thread-safe then.
@@ -283,18 +286,21 @@ class Rendezvous:
             return None
         return (submitted, last, trial) if trial is not None else None
 
-    def _write(self, trial: _Trial, entry: t.Mapping[str, t.Any]) -> None:
-        """Add a line to a journal, whole or not at all."""
+    def _write(self, trial: _Trial, entry: t.Mapping[str, t.Any], spend: bool = True) -> None:
+        """Add a line to a journal, whole or not at all. On a full disk the room that was put aside is spent for it, unless
+        `spend` says that those to come are worth more."""
         if trial.file is None:
             trial.file = open(trial.journal, "ab", buffering=0)  # noqa: SIM115  closed when the trial has settled
         end = trial.file.seek(0, os.SEEK_END)
-        left = wire.dump(entry)
-        try:
-            while left:
+        left = line = wire.dump(entry)
+        while left:
+            try:
                 left = left[trial.file.write(left) :]
-        except OSError:
-            trial.file.truncate(end)
-            raise
+            except OSError as error:
+                trial.file.truncate(end)
+                if not (spend and launcher.make_room(self._directory, error)):
+                    raise
+                left = line
 
     def _give_up(self, trial: _Trial, error: OSError) -> t.NoReturn:
         """End at once: what the disk does not have may neither be decided nor told. The service manager starts us again, we go
@@ -605,6 +611,8 @@ class Rendezvous:
             if trial.barrier is not None and not trial.ended.is_set():
                 return
             if trial.barrier is None and not trial.kept:
+                if not self._has_room(trial):
+                    return
                 self._follow_wall_clock()
                 now = self._now()
                 begun = self._begin(trial, now)
@@ -619,6 +627,20 @@ class Rendezvous:
                     # Load boto3 and find credentials while the trial runs, not when the first member asks.
                     self._store_thread.submit(self._store(trial).warm)
                 return
+
+    def _has_room(self, trial: _Trial) -> bool:
+        """Put room for its journal aside: evidence may fill this disk, and goes only as long as we can write. Without that its
+        turn is later, so that the evidence of those before can go."""
+        if self._turn is not None:
+            self._turn.cancel()
+            self._turn = None
+        try:
+            launcher.reserve(self._directory, MEMBER_ROOM * len(trial.names))
+        except OSError as error:
+            log("no room for a journal", epoch=trial.epoch, error=error.strerror, again_in=f"{ROOM_AGAIN:g}s")
+            self._turn = asyncio.get_event_loop().call_later(ROOM_AGAIN, self._next_turn)
+            return False
+        return True
 
     # -- results --
 
@@ -712,7 +734,7 @@ class Rendezvous:
         journal = os.path.join(self._directory, f"{epoch.trial}.{epoch.attempt}.journal")
         trial = _Trial(submission, journal)
         try:
-            self._write(trial, {"submission": submission, "at": time.time()})
+            self._write(trial, {"submission": submission, "at": time.time()}, spend=False)
             if trial.file is not None:
                 os.fdatasync(trial.file.fileno())
         except OSError as error:
