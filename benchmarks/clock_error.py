@@ -6,9 +6,10 @@
 Real agents and a real rendezvous, TLS on loopback. Each agent's time functions are replaced before it starts (its
 launchers are forked, and inherit them): a wall clock that is up to two seconds off, an oscillator up to 200 ppm too fast
 or too slow; in every second trial one clock is stepped by up to two seconds, and in every second trial one is slewed at
-up to 8 %, both at a random moment between the submission and the command's end. The rendezvous keeps the machine's
-clock, which is the true time; each launcher notes it in the same reading that tells its agent when it has fired. What
-has to hold in every trial, for every member:
+up to 8 %, both at a random moment between the submission and the command's end; so is the rendezvous' clock, which is the
+machine's but for that, in every second trial and for longer. Each launcher notes the machine's clock in the same reading
+that tells its agent when it has fired. What has to hold in every trial, for every member, on the rendezvous' clock as it
+was when T was decided, and goes on unslewed:
 
     |true start - (T + reported lateness)| <= reported bound
 
@@ -38,6 +39,8 @@ from ansible_collections.startline.lab.tests.unit.plugins.module_utils._agent.wo
 
 #: Offset (s), drift (s/s), step (s), and slew (s/s; chronyd's own limit is 83,333 ppm) at most.
 OFFSET, DRIFT, STEP, SLEW = 2.0, 200e-6, 2.0, 80e-3
+#: For so long (s) the rendezvous' clock is slewed when it is.
+SERVED_SLEWED = 1.0
 #: A step above it (s), which is the trials' `max_clock_error`, is a reason.
 LIMIT = 0.05
 
@@ -139,7 +142,8 @@ class WrongWorld(World):
             }
             for member in members
         }
-        self.events: dict[str, dict[str, list[t.Any]]] = {m: {"steps": [], "slews": []} for m in members}
+        self.wrong["rendezvous"] = {**self.wrong[members[0]], "uptime_ns": 0, "offset_ns": 0, "drift": 0.0}
+        self.events: dict[str, dict[str, list[t.Any]]] = {name: {"steps": [], "slews": []} for name in self.wrong}
         for member, clock in self.wrong.items():
             self.write(f"{member}/clock", json.dumps(clock))
         self.starting = ""
@@ -164,7 +168,7 @@ class WrongWorld(World):
         self._tell(member)
 
     def slew(self, member: str, seconds_from_now: float, seconds: float, rate: float) -> None:
-        """The member's clocks, but for the raw one, run at another rate for a while."""
+        """The clocks of a member, or of the rendezvous, but for the raw one, run at another rate for a while."""
         begin_ns = time.monotonic_ns() + int(seconds_from_now * 1e9)
         self.events[member]["slews"].append((begin_ns, begin_ns + int(seconds * 1e9), rate))
         self._tell(member)
@@ -176,6 +180,15 @@ class WrongWorld(World):
     def steps(self, member: str, begin_ns: float, end_ns: float) -> list[float]:
         """The steps (s) of the member's wall clock between two instants of the true time."""
         return [step / 1e9 for at, step in self.events[member]["steps"] if begin_ns < at + self.true_base_ns < end_ns]
+
+    def ahead_ns(self, rendezvous_ns: float) -> float:
+        """How far the rendezvous' clock is ahead of the true time, at an instant that it has told."""
+        ahead = 0.0
+        for begin, end, rate in sorted(self.events["rendezvous"]["slews"]):
+            told = begin + self.true_base_ns + ahead
+            if rendezvous_ns > told:
+                ahead += min((rendezvous_ns - told) / (1 + rate), end - begin) * rate
+        return ahead
 
     def true_start(self, member: str, trial_id: str) -> int:
         return int((self.directory / member / f"clock.{trial_id}").read_text())
@@ -202,21 +215,28 @@ def run_trial(world: WrongWorld, chance: random.Random, trial_id: str) -> tuple[
         world.step(stepping, chance.uniform(0.0, 0.9), chance.choice((-1, 1)) * chance.uniform(0.1, STEP))
     if chance.random() < 0.5:
         world.slew(chance.choice(world.members), chance.uniform(0.0, 0.9), 0.3, chance.uniform(-SLEW, SLEW))
+    serving = chance.random() < 0.5
+    if serving:
+        world.slew("rendezvous", chance.uniform(0.0, 0.2), SERVED_SLEWED, chance.choice((-1, 1)) * SLEW)
     result = world.run(world.trial("sleep 0.3", trial_id, deadline=60, max_clock_error=LIMIT))
+    if serving:
+        time.sleep(SERVED_SLEWED)  # its slews do not overlap
     if result["outcome"] != "completed":
         raise SystemExit(f"{trial_id} failed: {result['reasons']}")
+    ahead = world.ahead_ns(result["published"] * 1e9)
     rows, trues, low, high = [], [], [], []
     for name, row in result["members"].items():
         late_ns = int(row["late_us"] * 1e3)
-        true = world.true_start(name, trial_id) - result["start_ns"]
+        true = world.true_start(name, trial_id) + ahead - result["start_ns"]
         trues.append(true)
         low.append(late_ns - row["bound_us"] * 1e3)
         high.append(late_ns + row["bound_us"] * 1e3)
         told = any(reason.startswith(f"{name}:") and "stepped" in reason for reason in result["reasons"])
         accused = any(reason.startswith(f"{name}:") and "drifted" in reason for reason in result["reasons"])
         stepped = max(abs(row["clock_step_s"]), abs(row["clock"]["stepped_s"])) > LIMIT
-        # The rendezvous' clock, which is the true one; the exit is known to the bound.
-        steps = world.steps(name, row["armed_at"] * 1e9, row["exited_at"] * 1e9 - row["bound_us"] * 1e3)
+        # Both are known to the bound.
+        slack = row["bound_us"] * 1e3
+        steps = world.steps(name, row["armed_at"] * 1e9 - ahead + slack, row["exited_at"] * 1e9 - ahead - slack)
         rows.append(
             Row(
                 (true - late_ns) / 1e3,

@@ -247,6 +247,7 @@ AGENT_UNIT = """\
 [Unit]
 Description=Startline agent
 After=network.target
+StartLimitIntervalSec=0
 
 [Service]
 ExecStart={program} run
@@ -270,6 +271,7 @@ RENDEZVOUS_UNIT = """\
 [Unit]
 Description=Startline rendezvous
 After=network.target
+StartLimitIntervalSec=0
 
 [Service]
 ExecStart={program} rendezvous

@@ -70,12 +70,14 @@ class _Measurement:
 
     def __init__(
         self,
-        reference_ns: t.Optional[int],
+        bound_ns: t.Optional[int],
+        ahead_ns: int,
         wanted_ns: float,
         settled_by: float,
         late: t.Optional[clock.Estimate] = None,
     ) -> None:
-        self.reference_ns = reference_ns
+        self.bound_ns = bound_ns  # of the rendezvous' clock
+        self.ahead_ns = ahead_ns
         self.wanted_ns = wanted_ns
         self.settled_by = settled_by
         self.estimate = clock.Estimate(clock.read())
@@ -368,9 +370,9 @@ class Agent:
     def _measure(self, running: _Running) -> None:
         if self._measurement is None:
             duty = running.trial.duty
-            reference = duty["reference"]
+            reference = duty["reference"] or {"bound_ns": None, "ahead_ns": 0}
             settled_by = time.monotonic() + SETTLE_LIMIT
-            self._begin(_Measurement(reference and reference["bound_ns"], duty["max_clock_error"] * 1e9, settled_by))
+            self._begin(_Measurement(**reference, wanted_ns=duty["max_clock_error"] * 1e9, settled_by=settled_by))
 
     def _begin(self, measurement: _Measurement) -> None:
         self._measurement = measurement
@@ -394,10 +396,11 @@ class Agent:
         measurement = self._measurement
         if measurement is None:
             return
-        measurement.reference_ns = message["bound_ns"]
+        measurement.bound_ns, measurement.ahead_ns = message["bound_ns"], message["ahead_ns"]
         for estimate in (measurement.estimate, measurement.late):
             if estimate is not None and message["sent_ns"] >= estimate.begin.steady_ns:
-                estimate.add(message["sent_ns"], message["came_ns"], message["went_ns"], back_ns)
+                times = message["sent_ns"], message["came_ns"], message["went_ns"], back_ns
+                estimate.add(*times, ahead_ns=message["ahead_ns"])
                 break
         if 0 < measurement.estimate.samples < clock.SAMPLES:
             self._ping()
@@ -415,7 +418,8 @@ class Agent:
         estimate, now = measurement.estimate, clock.read()
         if not estimate.samples and measurement.late is not None:
             estimate = measurement.late
-        found = clock.choose(measurement.own, measurement.reference_ns, estimate.clock(now))
+        own = measurement.own and measurement.own._replace(ahead_ns=measurement.ahead_ns)
+        found = clock.choose(own, measurement.bound_ns, estimate.clock(now))
         waiting = [running for running in self._trials.values() if running.trial.waits_for_clock]
         before = any(not running.trial.over for running in waiting)
         if found is None:
@@ -426,7 +430,9 @@ class Agent:
             young = measurement.daemon and time.monotonic() < measurement.settled_by
             try_again = before and young and found.bound_ns > measurement.wanted_ns
         if try_again:
-            again = _Measurement(measurement.reference_ns, measurement.wanted_ns, measurement.settled_by, estimate)
+            again = _Measurement(
+                measurement.bound_ns, measurement.ahead_ns, measurement.wanted_ns, measurement.settled_by, estimate
+            )
             self._measurement = again
             again.limit = self._reactor.after(SETTLE_PAUSE, lambda: self._begin(again))
             return
@@ -442,7 +448,8 @@ class Agent:
                 self._measure(running)
 
     def _start(self, running: _Running, message: wire.Message) -> None:
-        self._step(running, member.StartSaid(message["start_ns"], message["latest_ns"], time.monotonic_ns()))
+        said = message["start_ns"], message["latest_ns"], time.monotonic_ns(), message["ahead_ns"]
+        self._step(running, member.StartSaid(*said))
 
     # -- named barriers: what `waiters` asks --
 

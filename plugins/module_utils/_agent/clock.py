@@ -28,6 +28,8 @@ CHRONY_COMMAND = ("chronyc", "-n", "-c", "tracking")
 SAMPLES = 8
 #: How fast two clocks that nobody steers may drift apart (s/s). Oscillators are specified to 100 ppm at worst.
 DRIFT = 250e-6
+#: How fast a clock is slewed at most (s/s): the kernel takes a tick that is 10 % off, and 500 ppm of frequency.
+SLEW = 0.1005
 #: Less than this between CLOCK_REALTIME and CLOCK_MONOTONIC is the reading of them, not a step.
 STEP_NS = 10**6
 
@@ -62,9 +64,14 @@ def read() -> Reading:
     return min(once() for _try in range(3))[1]
 
 
+def parted_ns(before: Reading, after: Reading) -> int:
+    """By how much CLOCK_REALTIME has left CLOCK_MONOTONIC between two readings, the error of reading them included."""
+    return (after.wall_ns - after.steady_ns) - (before.wall_ns - before.steady_ns)
+
+
 def stepped_ns(before: Reading, after: Reading) -> int:
     """By how much the wall clock was stepped between two readings; slewing does not count, and a suspended host does."""
-    step = (after.wall_ns - after.steady_ns) - (before.wall_ns - before.steady_ns)
+    step = parted_ns(before, after)
     return step if abs(step) > STEP_NS else 0
 
 
@@ -80,8 +87,9 @@ def wander_ns(before: Reading, after: Reading) -> int:
 
 
 class Clock(t.NamedTuple):
-    """This host's clock. ``wall clock here = rendezvous + offset_ns``, give or take `bound_ns`, at the reading that the
-    last three fields are."""
+    """This host's clock. ``wall clock here = rendezvous + offset_ns``, give or take `bound_ns`, at the reading that
+    `wall_ns`, `steady_ns` and `raw_ns` are, and by a rendezvous' clock that stood `ahead_ns` ahead of its own oscillator.
+    """
 
     source: str
     offset_ns: int
@@ -95,6 +103,8 @@ class Clock(t.NamedTuple):
     wall_ns: int = 0
     steady_ns: int = 0
     raw_ns: int = 0
+    #: The rendezvous says it. What it changes by, its clock was slewed by, which no clock here can tell.
+    ahead_ns: int = 0
 
     @property
     def reading(self) -> Reading:
@@ -123,9 +133,13 @@ class Clock(t.NamedTuple):
         stepped = self._stepped_by(now)
         return self._replace(offset_ns=offset_ns, bound_ns=self.bound_at(now), stepped_ns=stepped, **now._asdict())
 
+    def told(self, ahead_ns: int) -> Clock:
+        """The same by a rendezvous' clock that is `ahead_ns` ahead by now."""
+        return self._replace(bound_ns=self.bound_ns + abs(ahead_ns - self.ahead_ns), ahead_ns=ahead_ns)
+
     def renewed(self, found: Clock) -> Clock:
         """The better of this measurement and a later one for the same T, at the later one's reading."""
-        carried = self.carried(found.reading)
+        carried = self.carried(found.reading).told(found.ahead_ns)
         return found._replace(stepped_ns=carried.stepped_ns) if found.bound_ns <= carried.bound_ns else carried
 
     def _stepped_by(self, now: Reading) -> int:
@@ -134,7 +148,8 @@ class Clock(t.NamedTuple):
     def since(self, before: Clock) -> Clock:
         """This measurement with what it says of the time since `before`."""
         moved = self.steady_offset_ns - before.steady_offset_ns
-        explained = before.bound_ns + self.bound_ns + wander_ns(before.reading, self.reading)
+        slewed = abs(self.ahead_ns - before.ahead_ns)
+        explained = before.bound_ns + self.bound_ns + wander_ns(before.reading, self.reading) + slewed
         return self._replace(drifted_ns=moved if abs(moved) > explained else 0)
 
     def to_json(self) -> t.Dict[str, t.Any]:
@@ -167,21 +182,35 @@ def parse_tracking(text: str) -> t.Optional[Clock]:
     return Clock("phc" if name.startswith(("PHC", "PTP")) else "ntp", 0, int(bound * 1e9) + 1)
 
 
+class _Sample(t.NamedTuple):
+    """One exchange: what it says of the distance of the two clocks, when it was back, and how far the other was ahead."""
+
+    round_trip_ns: int
+    offset_ns: int
+    error_ns: int
+    back_ns: int
+    ahead_ns: int
+
+
 class Estimate:
     """The distance to the rendezvous by the exchange that says most. `begin`: the clocks before the first one."""
 
     def __init__(self, begin: Reading) -> None:
         self.begin = begin
         self.samples = 0
-        self._kept: t.List[t.Tuple[int, int, int]] = []
+        self._kept: t.List[_Sample] = []
 
-    def add(self, sent_ns: int, came_ns: int, went_ns: int, back_ns: int) -> None:
-        """One exchange: sent and back on this host's CLOCK_MONOTONIC, came and went on the rendezvous' clock."""
+    def add(self, sent_ns: int, came_ns: int, went_ns: int, back_ns: int, ahead_ns: int) -> None:
+        """One exchange: sent and back on this host's CLOCK_MONOTONIC, came and went on the rendezvous' clock, and how far
+        that was ahead when it went."""
         round_trip = (back_ns - sent_ns) - (went_ns - came_ns)
         self.samples += 1
         if round_trip < 0 or went_ns < came_ns:
             return  # the rendezvous was restarted in the middle of it, or makes its times up
-        self._kept.append((round_trip, ((sent_ns - came_ns) + (back_ns - went_ns)) // 2, back_ns))
+        offset = ((sent_ns - came_ns) + (back_ns - went_ns)) // 2
+        # Of the rendezvous' clock only these two readings count, and it may have been slewed between them.
+        error = round_trip // 2 + 1 + int((went_ns - came_ns) * SLEW)
+        self._kept.append(_Sample(round_trip, offset, error, back_ns, ahead_ns))
 
     def clock(self, now: Reading) -> t.Optional[Clock]:
         """What the exchanges say, as of `now`. They grow old, as in the clock filter of RFC 5905, section 10."""
@@ -190,12 +219,13 @@ class Estimate:
 
         slewed = slewed_ns(self.begin, now)
 
-        def bound(sample: t.Tuple[int, int, int]) -> int:
-            return sample[0] // 2 + 1 + int(abs(now.steady_ns - sample[2]) * DRIFT) + slewed
+        def bound(sample: _Sample) -> int:
+            return sample.error_ns + int(abs(now.steady_ns - sample.back_ns) * DRIFT) + slewed
 
         best = min(self._kept, key=bound)
-        offset = best[1] + now.wall_ns - now.steady_ns
-        return Clock("rendezvous", offset, bound(best), best[0])._replace(**now._asdict())
+        offset = best.offset_ns + now.wall_ns - now.steady_ns
+        found = Clock("rendezvous", offset, bound(best), best.round_trip_ns, ahead_ns=best.ahead_ns)
+        return found._replace(**now._asdict())
 
 
 def choose(

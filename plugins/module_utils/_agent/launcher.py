@@ -217,7 +217,7 @@ def write_record(spool: str, name: str, record: t.Mapping[str, t.Any], spend: bo
         except OSError as error:
             with contextlib.suppress(OSError):
                 os.unlink(path + ".new")
-            if not spend or error.errno not in (errno.ENOSPC, errno.EDQUOT) or not give_back(spool, 1):
+            if not (spend and make_room(spool, error)):
                 raise
     os.rename(path + ".new", path)
     directory = os.open(spool, os.O_RDONLY | os.O_DIRECTORY)
@@ -228,9 +228,9 @@ def write_record(spool: str, name: str, record: t.Mapping[str, t.Any], spend: bo
 
 
 def reserve(spool: str, size: int) -> None:
-    """Put room aside for the last records of a trial, whose command may fill the disk."""
+    """Put room aside for the last records of a trial, whose command may fill the disk. What is there already stays."""
     for path in _ballast(spool):
-        with open(path, "wb") as stream:
+        with open(path, "ab") as stream:
             os.posix_fallocate(stream.fileno(), 0, max(size, _LEAST_BALLAST))
 
 
@@ -240,6 +240,11 @@ def give_back(spool: str, pieces: int = BALLAST) -> int:
     for path in left:
         os.unlink(path)
     return len(left)
+
+
+def make_room(spool: str, error: OSError) -> bool:
+    """Free a piece of what `reserve` has put aside, if it was room that a write lacked; whether to try again."""
+    return error.errno in (errno.ENOSPC, errno.EDQUOT) and give_back(spool, 1) > 0
 
 
 def _ballast(spool: str) -> t.List[str]:

@@ -59,11 +59,13 @@ class Cleared(t.NamedTuple):
 
 
 class StartSaid(t.NamedTuple):
-    """The rendezvous says T and the last moment for it, both on its own clock, at `now_ns`."""
+    """The rendezvous says T and the last moment for it, both on its own clock, at `now_ns`. When T was decided, that clock was
+    `ahead_ns` ahead of its oscillator."""
 
     start_ns: int
     latest_ns: int
     now_ns: int
+    ahead_ns: int = 0
 
 
 class Fired(t.NamedTuple):
@@ -477,7 +479,7 @@ class Trial:
         late_ns = self._known.to_rendezvous(event.now_ns) - event.start_ns
         if late_ns > event.latest_ns - event.start_ns:
             return [*self._fail(f"T had passed by {late_ns / 1e9:.3f} s when it was heard"), Release()]
-        self.start_ns = event.start_ns
+        self.start_ns, self.clock = event.start_ns, self._known.told(event.ahead_ns).to_json()
         return [Save(), Fire(self._known.to_steady(event.start_ns))]
 
     def _on_Fired(self, event: Fired) -> t.List[Action]:

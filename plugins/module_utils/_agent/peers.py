@@ -50,8 +50,7 @@ def _take(desk: Rendezvous, peer: Peer, message: wire.Message, came_ns: int) -> 
     """A message of a peer that has proved who it is."""
     kind = message["type"]
     if kind == "ping":
-        sent_ns, went_ns, bound = message["sent_ns"], desk.time_ns(), desk.clock_bound()
-        peer.send(wire.encode("pong", sent_ns=sent_ns, came_ns=came_ns, went_ns=went_ns, bound_ns=bound))
+        peer.send(wire.encode("pong", sent_ns=message["sent_ns"], came_ns=came_ns, **desk.standing()))
     elif kind == "report":
         desk.reported(peer, message)
     elif kind == "ask":

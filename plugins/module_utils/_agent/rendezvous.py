@@ -24,7 +24,7 @@ import signal
 import time
 import typing as t
 
-from . import barrier, clock, named, wire
+from . import barrier, clock, launcher, named, wire
 from .config import Config
 from .evidence import Store
 from .log import log
@@ -36,6 +36,8 @@ REQUEST_LIMIT = 256 * 1024 * 1024
 STORE_AGAIN = 15.0
 #: Seconds after which the time daemon is asked anew when a member measures its clock.
 COMPARE_AGAIN = 1.0
+#: Bytes of a journal that are put aside for each member of a trial, `launcher.BALLAST` times, and seconds between tries to.
+MEMBER_ROOM, ROOM_AGAIN = 2048, 5.0
 
 _EVENTS = {
     kind.__name__: kind
@@ -77,6 +79,8 @@ class _Trial:
         self.settled = asyncio.Event()
         self.timer: t.Optional[asyncio.TimerHandle] = None
         self.decided: t.List[barrier.Action] = []
+        #: How far our clock was ahead when T was decided: every member is told the same.
+        self.ahead_ns: t.Optional[int] = None
         self.storing: t.Optional[asyncio.Task[None]] = None
 
     def shared(self, site: t.Optional[str]) -> bytes:
@@ -95,6 +99,15 @@ class _Trial:
                 }
             )
         return self._shared[site]
+
+    def step(self, event: barrier.Event, now: barrier.Now, ahead_ns: int) -> t.List[barrier.Action]:
+        """Have its barrier take an event; our clock was `ahead_ns` ahead then."""
+        if self.barrier is None:
+            return []
+        actions = self.barrier.step(event, now)
+        if self.ahead_ns is None and self.barrier.start_ns is not None:
+            self.ahead_ns = ahead_ns
+        return actions
 
     def keep(self) -> None:
         """Write what is left of a trial that is over in its journal's place, whole or not at all, and forget the rest."""
@@ -153,6 +166,7 @@ class Rendezvous:
         self._steady_base = 0.0
         self._anchor = clock.read()  # `_restore` may find an earlier one
         self._reference: t.Optional[clock.Clock] = None
+        self._turn: t.Optional[asyncio.TimerHandle] = None
         self._compared = 0.0
         self._stores: t.Dict[t.Tuple[t.Any, ...], Store] = {}
         # One thread: signing is quick, and boto3 need not be thread-safe then.
@@ -206,18 +220,29 @@ class Rendezvous:
         """The rendezvous' clock, which all times of its trials are said in: a step of the wall clock does not move it."""
         return self._anchor.wall_ns - self._anchor.steady_ns + time.monotonic_ns()
 
+    def _ahead_ns(self, now: clock.Reading) -> int:
+        """How far our clock is ahead of the bare oscillator: it changes by what the clock is slewed by, and after a restart of the
+        host it is another altogether."""
+        return self._anchor.wall_ns - self._anchor.steady_ns + now.steady_ns - now.raw_ns
+
     def _restore(self) -> None:
         """Read the journals of a rendezvous before us, and go on with its clock."""
-        self._anchor = self._kept_anchor() or self._anchor
+        # Steady time goes on from the wall clock, or in the same boot as it was: a step of the wall clock is no reason for a
+        # deadline to have passed.
         newest = time.time()
+        kept = self._kept_clock()
+        if kept is not None:
+            self._anchor, steady_base = kept
+            newest = steady_base + time.monotonic()
         names = [name for name in os.listdir(self._directory) if name.endswith(".journal")]
         replayed = [self._replay(os.path.join(self._directory, name)) for name in names]
         found = [entry for entry in replayed if entry is not None]
         for _order, last, trial in sorted(found, key=lambda entry: entry[:2]):
             self._trials[trial.epoch] = trial
             newest = max(newest, last)
-        # Steady time goes on from the wall clock, but never back behind what the journals have seen.
+        # But never back behind what the journals have seen.
         self._steady_base = newest - time.monotonic()
+        self._keep_clock()
         for trial in list(self._trials.values()):
             if trial.barrier is None:
                 continue
@@ -254,25 +279,28 @@ class Rendezvous:
                         last = now.steady
                         if entry["event"] == "Turn":
                             trial.barrier = barrier.Barrier(trial.submission, now)
-                        elif trial.barrier is not None:
-                            trial.barrier.step(_event_from_json(entry["event"], entry["with"]), now)
+                        else:
+                            trial.step(_event_from_json(entry["event"], entry["with"]), now, entry["ahead_ns"])
         except (OSError, ValueError, KeyError, TypeError, IndexError) as error:
             log("journal unreadable", path=path, error=repr(error))
             return None
         return (submitted, last, trial) if trial is not None else None
 
-    def _write(self, trial: _Trial, entry: t.Mapping[str, t.Any]) -> None:
-        """Add a line to a journal, whole or not at all."""
+    def _write(self, trial: _Trial, entry: t.Mapping[str, t.Any], spend: bool = True) -> None:
+        """Add a line to a journal, whole or not at all. On a full disk the room that was put aside is spent for it, unless
+        `spend` says that those to come are worth more."""
         if trial.file is None:
             trial.file = open(trial.journal, "ab", buffering=0)  # noqa: SIM115  closed when the trial has settled
         end = trial.file.seek(0, os.SEEK_END)
-        left = wire.dump(entry)
-        try:
-            while left:
+        left = line = wire.dump(entry)
+        while left:
+            try:
                 left = left[trial.file.write(left) :]
-        except OSError:
-            trial.file.truncate(end)
-            raise
+            except OSError as error:
+                trial.file.truncate(end)
+                if not (spend and launcher.make_room(self._directory, error)):
+                    raise
+                left = line
 
     def _give_up(self, trial: _Trial, error: OSError) -> t.NoReturn:
         """End at once: what the disk does not have may neither be decided nor told. The service manager starts us again, we go
@@ -290,35 +318,42 @@ class Rendezvous:
     # -- the own clock --
 
     @property
-    def _anchor_file(self) -> str:
+    def _clock_file(self) -> str:
         return os.path.join(self._directory, "clock.json")
 
-    def _kept_anchor(self) -> t.Optional[clock.Reading]:
-        """Where the clock of a rendezvous before us stood, in this boot: members have measured theirs by it, and may know T."""
+    def _kept_clock(self) -> t.Optional[t.Tuple[clock.Reading, float]]:
+        """Where the clock of a rendezvous before us stood, in this boot, and its steady time: members have measured theirs by
+        it, and may know T."""
         try:
-            with open(self._anchor_file, "rb") as stream:
+            with open(self._clock_file, "rb") as stream:
                 kept = json.loads(stream.read())
-            return clock.Reading(*kept["reading"]) if kept["boot"] == clock.boot() else None
+            if kept["boot"] != clock.boot():
+                return None
+            return clock.Reading(*kept["reading"]), float(kept["steady_base"])
         except FileNotFoundError:
             return None
         except (OSError, ValueError, KeyError, TypeError) as error:
-            log("clock unreadable", path=self._anchor_file, error=repr(error))
+            log("clock unreadable", path=self._clock_file, error=repr(error))
             return None
 
-    def _keep_anchor(self) -> None:
+    def _follow_wall_clock(self) -> None:
         """Have our clock agree with the wall clock from this trial on, if that was stepped; but not while members of an earlier
         trial may still measure theirs, or each of them would seem to have drifted."""
         now = clock.read()
         measured = all(t.barrier is None or t.barrier.phase == "settled" for t in self._trials.values())
         if measured and clock.stepped_ns(self._anchor, now):
             self._anchor = now
-        part = self._anchor_file + ".new"
+        self._keep_clock()
+
+    def _keep_clock(self) -> None:
+        part = self._clock_file + ".new"
+        kept = {"boot": clock.boot(), "reading": self._anchor, "steady_base": self._steady_base}
         try:
             with open(part, "wb") as stream:
-                stream.write(wire.dump({"boot": clock.boot(), "reading": self._anchor}))
-            os.rename(part, self._anchor_file)  # no fdatasync: it is of no use after another boot
+                stream.write(wire.dump(kept))
+            os.rename(part, self._clock_file)  # no fdatasync: it is of no use after another boot
         except OSError as error:
-            log("clock not kept", path=self._anchor_file, error=error.strerror)
+            log("clock not kept", path=self._clock_file, error=error.strerror)
 
     async def _compare_clock(self) -> None:
         """Ask chrony how well this host knows the time."""
@@ -332,22 +367,21 @@ class Rendezvous:
         found = clock.parse_tracking(output.decode("ascii", "replace"))
         self._reference = found and found._replace(**clock.read()._asdict())
 
-    def _clock(self) -> t.Optional[clock.Clock]:
+    def _bound_ns(self, now: clock.Reading) -> t.Optional[int]:
         """How well the rendezvous' clock agrees with UTC, as far as is known without asking."""
         if self._reference is None:
             return None
-        now = clock.read()
-        away = abs(clock.stepped_ns(self._anchor, now))
-        return self._reference._replace(bound_ns=self._reference.bound_at(now) + away)
+        # What chrony says is of the wall clock as it was then, which our clock need not have followed, small steps least of all.
+        return self._reference.bound_at(now) + abs(clock.parted_ns(self._anchor, self._reference.reading))
 
-    def clock_bound(self) -> t.Optional[int]:
-        """The bound of `_clock`, and it is asked anew for the next time."""
-        now = time.monotonic()
-        if now - self._compared > COMPARE_AGAIN:
-            self._compared = now  # already here: a thousand may ask before the task has begun
+    def standing(self) -> t.Dict[str, t.Any]:
+        """Our clock as a pong tells it, all at one reading; and the time daemon is asked anew for the next time."""
+        now = clock.read()
+        if now.steady_ns / 1e9 - self._compared > COMPARE_AGAIN:
+            self._compared = now.steady_ns / 1e9  # already here: a thousand may ask before the task has begun
             self._spawn(self._compare_clock())
-        found = self._clock()
-        return found and found.bound_ns
+        ahead_ns = self._ahead_ns(now)
+        return {"went_ns": now.raw_ns + ahead_ns, "ahead_ns": ahead_ns, "bound_ns": self._bound_ns(now)}
 
     # -- agents --
 
@@ -446,12 +480,13 @@ class Rendezvous:
         now = self._now()
         if trial.barrier.phase == "settled" and not isinstance(event, barrier.Reported):
             return
-        entry = {"now": now, "event": type(event).__name__, "with": _event_to_json(event)}
+        ahead_ns = self._ahead_ns(clock.read())
+        entry = {"now": now, "ahead_ns": ahead_ns, "event": type(event).__name__, "with": _event_to_json(event)}
         try:
             self._write(trial, entry)
         except OSError as error:
             self._give_up(trial, error)
-        self._tell(trial, trial.barrier.step(event, now))
+        self._tell(trial, trial.step(event, now, ahead_ns))
         self._arrange(trial)
 
     def _tell(self, trial: _Trial, actions: t.Iterable[barrier.Action]) -> None:
@@ -501,7 +536,8 @@ class Rendezvous:
                 if isinstance(action, barrier.Start):
                     if start is None:
                         latest = action.start_ns + barrier.LATE_LIMIT_NS
-                        start = wire.encode("start", epoch=trial.epoch, start_ns=action.start_ns, latest_ns=latest)
+                        when = {"start_ns": action.start_ns, "latest_ns": latest, "ahead_ns": trial.ahead_ns}
+                        start = wire.encode("start", epoch=trial.epoch, **when)
                     line = start
                 elif isinstance(action, barrier.Prepare):
                     self._hand_out(trial, action)
@@ -545,7 +581,8 @@ class Rendezvous:
 
     def _prepare(self, trial: _Trial, action: barrier.Prepare) -> bytes:
         """The message with a member's duty (`wire.DUTY`)."""
-        entry, submission, reference = trial.names[action.member], trial.submission, self._clock()
+        entry, submission, now = trial.names[action.member], trial.submission, clock.read()
+        bound_ns = self._bound_ns(now)
         duty = wire.dump(
             {
                 "rank": entry["rank"],
@@ -553,7 +590,7 @@ class Rendezvous:
                 "environment": entry["environment"],
                 "links": dict(submission["links"], **(entry["links"] or {})),
                 "patience": action.patience,
-                "reference": reference and reference.to_json(),
+                "reference": None if bound_ns is None else {"bound_ns": bound_ns, "ahead_ns": self._ahead_ns(now)},
                 "network": _network(submission, entry),
             }
         )
@@ -574,7 +611,9 @@ class Rendezvous:
             if trial.barrier is not None and not trial.ended.is_set():
                 return
             if trial.barrier is None and not trial.kept:
-                self._keep_anchor()
+                if not self._has_room(trial):
+                    return
+                self._follow_wall_clock()
                 now = self._now()
                 begun = self._begin(trial, now)
                 log("trial begins", epoch=trial.epoch, members=len(trial.names))
@@ -588,6 +627,20 @@ class Rendezvous:
                     # Load boto3 and find credentials while the trial runs, not when the first member asks.
                     self._store_thread.submit(self._store(trial).warm)
                 return
+
+    def _has_room(self, trial: _Trial) -> bool:
+        """Put room for its journal aside: evidence may fill this disk, and goes only as long as we can write. Without that its
+        turn is later, so that the evidence of those before can go."""
+        if self._turn is not None:
+            self._turn.cancel()
+            self._turn = None
+        try:
+            launcher.reserve(self._directory, MEMBER_ROOM * len(trial.names))
+        except OSError as error:
+            log("no room for a journal", epoch=trial.epoch, error=error.strerror, again_in=f"{ROOM_AGAIN:g}s")
+            self._turn = asyncio.get_event_loop().call_later(ROOM_AGAIN, self._next_turn)
+            return False
+        return True
 
     # -- results --
 
@@ -681,7 +734,7 @@ class Rendezvous:
         journal = os.path.join(self._directory, f"{epoch.trial}.{epoch.attempt}.journal")
         trial = _Trial(submission, journal)
         try:
-            self._write(trial, {"submission": submission, "at": time.time()})
+            self._write(trial, {"submission": submission, "at": time.time()}, spend=False)
             if trial.file is not None:
                 os.fdatasync(trial.file.fileno())
         except OSError as error:

@@ -289,7 +289,7 @@ DUTY = record(
     #: Whether there is somewhere to upload to; without it the files stay on the host.
     upload=flag,
     #: How well the rendezvous knew the time when it said this: null when its clock is not disciplined.
-    reference=maybe(CLOCK),
+    reference=maybe(record(bound_ns=integer(0, 2**62), ahead_ns=NANOSECONDS)),
     #: How well the clock has to be known: worth waiting for a time daemon that has just been started.
     max_clock_error=number(0, 10**6),
     network=maybe(NETWORK),
@@ -325,9 +325,12 @@ FROM_RENDEZVOUS: t.Dict[str, Check] = {
         went_ns=NANOSECONDS,
         #: How well the rendezvous knows the time: null when its clock is not disciplined.
         bound_ns=maybe(integer(0, 2**62)),
+        #: How far its clock was ahead of its bare oscillator when this went.
+        ahead_ns=NANOSECONDS,
     ),
     "prepare": record(epoch=_epoch, duty=DUTY),
-    "start": record(epoch=_epoch, start_ns=NANOSECONDS, latest_ns=NANOSECONDS),
+    #: `ahead_ns` as in a pong, when T was decided.
+    "start": record(epoch=_epoch, start_ns=NANOSECONDS, latest_ns=NANOSECONDS, ahead_ns=NANOSECONDS),
     "abort": record(epoch=_epoch, reason=REASON),
     "grants": record(
         epoch=_epoch,

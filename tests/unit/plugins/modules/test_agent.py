@@ -56,6 +56,14 @@ def test_the_configuration_is_one_that_the_agent_takes(tmp_path: t.Any, rendezvo
     assert ("/etc/systemd/system/startline-rendezvous.service" in found) is rendezvous
 
 
+def test_the_service_manager_starts_both_again_however_often_they_end() -> None:
+    """On a full disk the rendezvous ends time and again, until there is room."""
+    found = files(rendezvous=True, rendezvous_certificate="RC", rendezvous_key="RK")
+    for name in (agent.AGENT, agent.RENDEZVOUS):
+        unit = found[f"{agent.UNITS}/{name}"].text
+        assert "\nStartLimitIntervalSec=0\n" in unit.partition("[Service]")[0]
+
+
 def test_keys_are_for_root_alone_and_never_in_a_diff() -> None:
     for path, file in files(rendezvous=True, rendezvous_certificate="RC", rendezvous_key="RK").items():
         if path.endswith(".key"):

@@ -60,7 +60,7 @@ def test_the_true_offset_is_always_within_the_bound(offset: int, trips: list[tup
     for there, back, held in trips:
         sent, came = now + offset, now + there
         went = came + held
-        estimate.add(sent, came, went, went + back + offset)
+        estimate.add(sent, came, went, went + back + offset, 0)
         now = went + back + 1000
     clock = estimate.clock(Reading(*[now + offset] * 3))
     assert clock is not None
@@ -77,8 +77,8 @@ def test_a_hardware_clock_is_known_by_its_name(name: str, source: str) -> None:
 
 def test_an_old_exchange_is_worth_less_than_a_new_one() -> None:
     estimate = Estimate(Reading(0, 0, 0))
-    estimate.add(0, 0, 0, 2000)
-    estimate.add(10**9, 10**9, 10**9, 10**9 + 4000)
+    estimate.add(0, 0, 0, 2000, 0)
+    estimate.add(10**9, 10**9, 10**9, 10**9 + 4000, 0)
     clock = estimate.clock(Reading(0, 10**9 + 4000, 10**9 + 4000))
     assert clock is not None
     assert (clock.rtt_ns, clock.bound_ns) == (4000, 2001)
@@ -89,8 +89,8 @@ def test_an_old_exchange_is_worth_less_than_a_new_one() -> None:
 
 def test_an_exchange_over_a_stepped_clock_is_not_used() -> None:
     estimate = Estimate(Reading(0, 0, 0))
-    estimate.add(1000, 5000, 6000, 500)
-    estimate.add(1000, 6000, 5000, 2000)
+    estimate.add(1000, 5000, 6000, 500, 0)
+    estimate.add(1000, 6000, 5000, 2000, 0)
     assert estimate.clock(Reading(0, 0, 0)) is None
     assert estimate.samples == 2
 
@@ -180,6 +180,46 @@ def test_drift_that_both_measurements_explain_is_none() -> None:
     for moved, told in ((2_400_000, 0), (2_600_000, 2_600_000), (-2_600_000, -2_600_000)):
         measured = near(moved, 1000)._replace(**later._asdict())
         assert measured.since(BEFORE).drifted_ns == told
+
+
+def test_what_the_rendezvous_clock_was_slewed_by_widens_the_bound() -> None:
+    measured = BEFORE._replace(ahead_ns=5_000_000)
+    for ahead in (2_000_000, 8_000_000):
+        told = measured.told(ahead)
+        assert (told.bound_ns, told.ahead_ns) == (1000 + 3_000_000, ahead)
+        assert told.told(ahead) == told
+    later = after(5)
+    found = near(-3_000_000, 900_000)._replace(ahead_ns=8_000_000, **later._asdict())
+    assert measured.renewed(found) == found, "the old one alone would be known to 1 us and the drift"
+    worse = measured.renewed(found._replace(bound_ns=10**9))
+    assert (worse.bound_ns, worse.ahead_ns) == (BEFORE.bound_at(later) + 3_000_000, 8_000_000)
+    assert found.since(measured).drifted_ns == 0
+    assert found._replace(ahead_ns=measured.ahead_ns).since(measured).drifted_ns == -3_000_000
+
+
+@given(
+    rates=st.lists(st.floats(-0.1, 0.1), min_size=20, max_size=20),
+    trips=st.lists(st.tuples(*[st.integers(0, 10**8)] * 4), min_size=1, max_size=9),
+    passed=st.integers(0, 10**9),
+)
+def test_the_bound_holds_while_the_rendezvous_clock_is_slewed(
+    rates: list[float], trips: list[tuple[int, int, int, int]], passed: int
+) -> None:
+    """At any time, at another rate every 100 ms: also within an exchange, between several, and until T is decided."""
+
+    def slewed(at: int) -> int:
+        return sum(int(rate * min(max(at - begin * 10**8, 0), 10**8)) for begin, rate in enumerate(rates))
+
+    estimate, now = Estimate(Reading(0, 0, 0)), 0
+    for there, held, back, pause in trips:
+        came, went = now + there, now + there + held
+        estimate.add(now, came + slewed(came), went + slewed(went), went + back, slewed(went))
+        now = went + back + pause
+    clock = estimate.clock(Reading(now, now, now))
+    assert clock is not None
+    decided = now + passed
+    told = clock.carried(Reading(decided, decided, decided)).told(slewed(decided))
+    assert abs(told.steady_offset_ns + slewed(decided)) <= told.bound_ns
 
 
 def test_the_clocks_are_read_together() -> None:

@@ -5,6 +5,9 @@ from __future__ import annotations
 
 import pathlib
 import random
+import time
+
+import pytest
 
 from ansible_collections.startline.lab.tests.unit.plugins.module_utils._agent.world import until
 from benchmarks import clock_error
@@ -33,6 +36,28 @@ def test_a_step_between_arming_and_t_moves_no_start(tmp_path: pathlib.Path) -> N
         assert result["verdict"] == "degraded"
         true_late_us = (world.true_start("party-0", "r1") - result["start_ns"]) / 1e3
         assert abs(true_late_us - row["late_us"]) <= row["bound_us"] < 50_000
+    finally:
+        world.close()
+
+
+def test_who_measured_before_the_rendezvous_clock_was_slewed_says_so(tmp_path: pathlib.Path) -> None:
+    world = clock_error.WrongWorld(tmp_path, ["party-0", "party-1"], random.Random(1))  # noqa: S311
+    try:
+        world.start("rendezvous", "party-0")
+        waiting = world.submit(world.trial("true"))
+        until(lambda: world.state("party-0") == "armed", what="arming")
+        world.slew("rendezvous", 0.0, 0.5, -0.08)
+        time.sleep(0.6)
+        world.start("party-1")
+        result = world.result(waiting)
+        assert (result["verdict"], result["reasons"]) == ("valid", [])
+        ahead_ns = world.ahead_ns(result["start_ns"])
+        assert ahead_ns == pytest.approx(-40e6, rel=0.01)
+        for member, least_us in (("party-0", 39_000), ("party-1", 0)):
+            row = result["members"][member]
+            true_late_us = (world.true_start(member, "r1") + ahead_ns - result["start_ns"]) / 1e3
+            assert abs(true_late_us - row["late_us"]) <= row["bound_us"]
+            assert least_us <= row["bound_us"] < least_us + 10_000
     finally:
         world.close()
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""An agent whose disk is full: by the command, and before it."""
+"""An agent whose disk is full: by the command, and before it; and a rendezvous."""
 
 from __future__ import annotations
 
@@ -99,3 +99,50 @@ def test_a_host_whose_disk_is_full_before_t_does_not_start(make_world: Make, sma
     assert "Traceback" not in world.log("party-0")
     (directory / "rest").unlink()
     assert world.run(world.trial("true", "r2"))["verdict"] == "valid"
+
+
+@pytest.mark.parametrize("killed", [False, True])
+def test_a_rendezvous_whose_disk_is_full_ends_its_trial_properly(
+    make_world: Make, small_disk: t.Any, killed: bool
+) -> None:
+    """Even one that was killed meanwhile: what lets go of the room is that it goes on. The next trial waits for room."""
+    world = make_world(2)
+    directory = small_disk(world, "rendezvous")
+    world.start_all()
+    flag = world.directory / "go"
+    waiting = world.submit(world.trial(f"until [ -e {flag} ]; do sleep 0.05; done; exit 7"))
+    until(lambda: world.state("party-0") == world.state("party-1") == "fired", what="the start")
+    fill(directory / "rest")
+    if killed:
+        world.kill("rendezvous")
+        world.start("rendezvous")
+        until(lambda: "restored" in world.log("rendezvous"), what="the restart")
+        waiting = world.submit(world.trial(f"until [ -e {flag} ]; do sleep 0.05; done; exit 7"))
+    flag.touch()
+    result = world.result(waiting)
+    assert [row["exit_code"] for row in result["members"].values()] == [7, 7]
+    assert result["outcome"] == "completed"
+    assert {row["state"] for row in result["members"].values()} == {"delivered"}
+    assert "journal unwritable" not in world.log("rendezvous")
+    assert "Traceback" not in world.log("rendezvous")
+    fill(directory / "more")
+    refused = world.submit(world.trial("true", "r2"))
+    refused.wait(20)
+    assert refused.returncode != 0
+    for name in ("rest", "more"):
+        (directory / name).unlink()
+    assert world.run(world.trial("true", "r2"))["verdict"] == "valid"
+
+
+def test_a_trial_waits_until_there_is_room_for_its_journal(make_world: Make, small_disk: t.Any) -> None:
+    world = make_world(1)
+    directory = small_disk(world, "rendezvous")
+    world.start_all()
+    until(lambda: world.status()["connected"], what="the connection")
+    fill(directory / "rest")
+    os.truncate(directory / "rest", (directory / "rest").stat().st_size - 65536)
+    waiting = world.submit(world.trial())
+    until(lambda: "no room for a journal" in world.log("rendezvous"), what="the wait for room")
+    assert world.status()["trials"][0]["phase"] == "queued"
+    (directory / "rest").unlink()
+    assert world.result(waiting)["verdict"] == "valid"

@@ -92,6 +92,18 @@ def test_a_clock_that_grows_too_old_is_told() -> None:
     assert kinds(trial.step(member.Measured(found, 0))) == ["Save", "Say"]
 
 
+def test_what_the_rendezvous_clock_was_slewed_by_until_t_was_said_is_in_the_bound() -> None:
+    trial = armed()
+    trial.step(member.StartSaid(10 * MS, 1000 * MS, 0, ahead_ns=-7 * MS))
+    trial.step(member.Fired(10 * MS, 10 * MS, GOOD.reading))
+    assert trial.clock is not None
+    assert trial.clock["bound_ns"] == GOOD.bound_ns + 7 * MS
+    trial.step(member.Exited({"at_ns": 20 * MS}))
+    trial.step(member.Measured(GOOD._replace(offset_ns=40 * MS, ahead_ns=-47 * MS), 30 * MS))
+    assert trial.clock_after is not None
+    assert trial.clock_after["drifted_ns"] == 0
+
+
 def test_a_launcher_that_dies_once_t_was_accepted_leaves_evidence() -> None:
     trial = started()
     left = {"pid": 7, "command": "server"}

@@ -34,7 +34,7 @@ def test_the_time_daemon_is_asked_once_for_all_who_measure_at_once(
     async def measure() -> None:
         desk = rendezvous.Rendezvous(config.load(str(world.directory / "rendezvous" / "agent.json")))
         for _attempt in range(1000):
-            desk.clock_bound()
+            desk.standing()
         await asyncio.gather(*desk._tasks)
 
     asyncio.run(measure())
@@ -122,6 +122,47 @@ def test_the_clock_of_a_rendezvous_goes_on_with_the_next_one(
         assert away(restored(world)) == 20
 
     asyncio.run(story())
+
+
+def test_a_step_of_the_wall_clock_and_a_restart_end_no_trial(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Deadlines are of the boot's steady time; of another boot there is only the wall clock."""
+    world = World(tmp_path, ["party-0"])
+    real, step = time.time, 0
+    monkeypatch.setattr(time, "time", lambda: real() + step)
+
+    async def story() -> None:
+        nonlocal step
+        desk = restored(world)
+        trial = desk.submit(world.trial(deadline=20))
+        for away in (0, 3600, -3600):
+            step = away
+            again = restored(world)
+            assert again._now().steady == pytest.approx(desk._now().steady, abs=0.5)
+            found = again._trials[trial.epoch].barrier
+            assert found is not None
+            assert found.wake_at is not None
+            assert found.wake_at > again._now().steady
+            assert found.phase == "gathering"
+        monkeypatch.setattr(clock, "boot", lambda: "another")
+        step = 3600
+        assert restored(world)._now().steady == pytest.approx(time.time(), abs=0.5)
+
+    asyncio.run(story())
+
+
+@pytest.mark.parametrize("step_ns", [0, 700_000, -700_000, 10**9])
+def test_every_step_of_the_wall_clock_since_the_anchor_is_in_the_bound(tmp_path: pathlib.Path, step_ns: int) -> None:
+    """Also one that is too small to follow."""
+    desk = rendezvous.Rendezvous(config.load(str(World(tmp_path, []).directory / "rendezvous" / "agent.json")))
+    anchor = desk._anchor
+    asked = anchor._replace(wall_ns=anchor.wall_ns + step_ns)
+    desk._reference = clock.Clock("ntp", 0, 1000)._replace(**asked._asdict())
+    assert desk._bound_ns(asked) == 1000 + abs(step_ns)
+    assert desk._bound_ns(anchor) == 1000 + abs(step_ns), (
+        "stepped since chrony was asked: our clock has no part in that"
+    )
 
 
 class Ear:
