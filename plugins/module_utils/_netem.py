@@ -5,7 +5,8 @@ A `Shape` is what one link does: delay, jitter, loss, rate and so on. A `Rule` s
 each device `compile_device` makes one tc batch::
 
     htb 57a1: (root)                  unclassified and exempt packets pass directly
-     |- class 57a1:1   rate           one for each rule with a rate; rules without one share equal classes
+     |- class 57a1:1   rate           one for each rule with a rate, and for each address whose losses come in bursts;
+     |   |                            rules without either share equal classes
      |   `- netem 1:                  delay, jitter, loss ...; bfifo where there is nothing but a rate
      `- class 57a1:2 ...
     u32, prio 1   exempt traffic      to 57a1:0, which is HTB's own direct queue
@@ -157,8 +158,8 @@ def format_rate(rate: int) -> str:
 
 
 def format_percent(percent: float) -> str:
-    """``0.1%``."""
-    return "{:.12g}%".format(percent)
+    """``0.1%``: never with an exponent, which nobody can read back."""
+    return "{}%".format("{:.10f}".format(percent).rstrip("0").rstrip("."))
 
 
 # --- what a link does -------------------------------------------------------------------------------------------------
@@ -443,13 +444,16 @@ def compile_device(
         if device.speed and rule.shape.rate > device.speed:
             text = "the rate {} is more than the {} of {}"
             raise NetemError(text.format(format_rate(rule.shape.rate), format_rate(device.speed), dev))
-        number = 0 if rule.shape.rate else shared.get(rule.shape, 0)
-        if not number and not rule.shape.neutral:  # 0 passes directly
-            classes.append(rule.shape)
-            number = len(classes)
-            if not rule.shape.rate:
-                shared[rule.shape] = number
+        number = 0  # passes directly
         for network in rule.to:
+            if not rule.shape.neutral:
+                if not rule.shape.rate:
+                    # In one queue a burst would hit several peers, of which each would lose a single packet.
+                    number = 0 if rule.shape.loss_burst else shared.get(rule.shape, 0)
+                if not number:
+                    classes.append(rule.shape)
+                    number = len(classes)
+                    shared[rule.shape] = number
             targets[network] = number
     if len(classes) > MAX_CLASSES:
         text = "{:,} different links on {}: {:,} is the limit; let peers share a rate"

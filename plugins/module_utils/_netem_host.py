@@ -137,19 +137,19 @@ class Host:
             return outcome
         # The timer outlives the rules at both ends: started before the first of them, stopped after the last.
         armed = _files.read(os.path.join(self._dir, "timer"))
-        if wanted:
+        if wanted and revert_after:
             self._arm(revert_after, sorted(set(wanted) | set(state)), state)
         if changed:
             try:
                 self._change(changed, wanted, state)
             except NetemError:
-                if not armed:  # what was in force before was to stay
+                if not armed and all(values["snapshot"] for values in state.values()):  # what was in force was to stay
                     self._arm(0, (), {})
                     self._forget("timer", "revert")
                 raise
-        if not wanted:
+        if not (wanted and revert_after):
             self._arm(0, (), {})
-            self._forget("state.json", "timer", "revert")
+            self._forget(*(() if wanted else ("state.json",)), "timer", "revert")
         return outcome
 
     # --- what there is ------------------------------------------------------------------------------------------------
@@ -169,6 +169,8 @@ class Host:
     def _ours(self, roots: t.Mapping[str, str]) -> t.Set[str]:
         """The devices that have rules of ours, whatever we remember."""
         names = [name for name in os.listdir(self._sys_net) if not name.startswith(IFB)]
+        # bonding_masters stands beside the devices and is a file.
+        names = [name for name in names if os.path.isdir(os.path.join(self._sys_net, name))]
         return {name for name in names if roots.get(name) == _netem.HANDLE or self._exists(self._ifb(name))}
 
     def _exists(self, name: str) -> bool:
@@ -197,6 +199,10 @@ class Host:
             if self._exists(device):
                 for kind in ("qdisc", "class", "filter"):
                     shown.append(self._call(["tc", kind, "show", "dev", device]))
+        if self._exists(self._ifb(name)):
+            shown.append(self._call(["tc", "filter", "show", "dev", name, "parent", "ffff:"]))
+        if self._exists(name):
+            shown.append(str(self._gso_max_segs(name)))
         # HTB counts the packets that pass by even without -s.
         text = re.sub(r" (?:refcnt|direct_packets_stat) \d+", "", "\n".join(shown))
         return hashlib.sha256(text.encode()).hexdigest()
@@ -399,22 +405,28 @@ class Host:
         state: t.Dict[str, t.Dict[str, t.Any]],
     ) -> str:
         """Put back what was in force, and say so."""
-        lost = []
+        lost, stuck = [], []
         for name in names:
             old = {name: {"gso_max_segs": segments.get(name), **state.get(name, {})}}
             try:
                 self._undo(name, old)
                 try:
                     self._do(old[name].get("steps", []))
-                except NetemError:
+                except NetemError as exc:
+                    lost.append("{}: {}".format(name, exc))
                     self._undo(name, old)  # a part of the rules is worse than none
-                    raise
+                    state.pop(name, None)
             except NetemError as exc:
-                state.pop(name, None)
-                lost.append("{}: {}".format(name, exc))
-        for name in [name for name, values in state.items() if not values["snapshot"]]:
+                # Whoever comes next, the timer too, has to know what to remove, and the size of before.
+                stuck.append("{}: {}".format(name, exc))
+                state[name] = {"steps": [], "words": [], "snapshot": "", "gso_max_segs": old[name]["gso_max_segs"]}
+        left = {text.partition(":")[0] for text in stuck}
+        for name in [name for name, values in state.items() if not values["snapshot"] and name not in left]:
             del state[name]  # had no rules before
         self._write_state(state)
+        if stuck:
+            text = "Nor could all that is in force be removed; state: absent tries again, and so does the timer. {}"
+            return text.format("; ".join([*lost, *stuck]))
         if lost:
             return "Nor could the rules of before be put back, so there are none. {}".format("; ".join(lost))
         return "The rules of before are in force" if state else "No rule is in force"
@@ -473,7 +485,7 @@ class Host:
                 "tc qdisc show dev {0} | grep -q '^qdisc htb {1} root' && tc qdisc del dev {0} root".format(
                     name, _netem.HANDLE
                 ),
-                "[ -e /sys/class/net/{1} ] && tc qdisc del dev {0} ingress && ip link del {1}".format(name, ifb),
+                "[ -e /sys/class/net/{1} ] && {{ tc qdisc del dev {0} ingress; ip link del {1}; }}".format(name, ifb),
                 "ip link set dev {} gso_max_segs {}".format(name, segments),
             ]
         return "\n".join(

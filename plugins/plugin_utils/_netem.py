@@ -255,7 +255,13 @@ def _profile(
     if name in topologies:
         topology = topologies[name]
         ends = [next((node for node in kind.nodes if node in topology.nodes), "") for kind in (one, other)]
-        return topology.links.get((ends[0], ends[1]), {})
+        link = topology.links.get((ends[0], ends[1]))
+        if link is None and ALL not in (rule.source, rule.target) and (forward or not rule.oneway):
+            lost = next((kind.members[0] for kind, end in zip((one, other), ends, strict=True) if not end), "")
+            target = other.members[-1 if one is other else 0]
+            what = f"no node for {lost}" if lost else f"no link from {one.members[0]} to {target}"
+            raise ProfileError(f"{name} has {what}, which would not be shaped")
+        return link or {}
     return _network_profile.LINKS[name]["forward" if forward else "backward"]
 
 

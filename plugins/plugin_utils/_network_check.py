@@ -80,6 +80,8 @@ UDP_HEADERS: t.Final = 42
 TCP_HEADERS: t.Final = 66
 #: Half of what a 99 % interval leaves out.
 TAIL: t.Final = 0.005
+#: Of netem's distributions (`_netem.DISTRIBUTIONS`), from iproute2's tables.
+KURTOSIS: t.Final = {"normal": 3.0, "uniform": 1.8, "pareto": 11.4, "paretonormal": 7.8}
 #: Reasons that a report has before it says how many more there are.
 SHOWN: t.Final = 10
 
@@ -108,6 +110,8 @@ class Probe:
     correlation: float = 1.0
     #: The mean is judged, for the median is another, or has no peak to stand on.
     skewed: bool = False
+    #: Of the jitter: how much the deviation of a sample varies depends on it.
+    kurtosis: float = 3.0
     #: Standard deviation of the round trip because some packets overtake others.
     wander: float = 0.0
     #: The rate is measured with UDP, for what happens to packets would slow TCP down.
@@ -417,6 +421,15 @@ def _sample(
     return list(chosen)
 
 
+def _kurtosis(*shapes: tc.Shape) -> float:
+    """Of the sum of their jitters, which are independent: excesses add like fourth powers of the deviations."""
+    varying = [shape for shape in shapes if shape.jitter]
+    if not varying:
+        return 3.0
+    excess = sum(shape.jitter**4 * (KURTOSIS[shape.distribution] - 3) for shape in varying)
+    return 3 + excess / sum(shape.jitter**2 for shape in varying) ** 2
+
+
 def _probe(pair: tuple[str, str], there: tc.Shape, back: tc.Shape, pinged: bool, rated: bool) -> Probe:
     overtaken = bool(there.reorder or back.reorder)
     varying = math.hypot(there.jitter, back.jitter) / 1e6
@@ -428,6 +441,7 @@ def _probe(pair: tuple[str, str], there: tc.Shape, back: tc.Shape, pinged: bool,
         rate=there.rate,
         correlation=max(_correlation(there), _correlation(back)),
         skewed=overtaken or any(shape.jitter and shape.distribution != "normal" for shape in (there, back)),
+        kurtosis=_kurtosis(there, back),
         wander=math.hypot(varying, *(_wander(shape) for shape in (there, back))) if overtaken else 0.0,
         datagrams=bool(there.loss or there.corrupt or there.duplicate or overtaken or back.loss or back.corrupt),
         arriving=1 - there.corrupt / 100,
@@ -1062,8 +1076,8 @@ def _judge_pings(
             bare_near = _without_hiccups(baseline.received, probe.jitter)
             noise = statistics.variance(bare_near) if len(bare_near) > 1 else 0.0
             spread = math.sqrt(max(0.0, statistics.variance(near) - noise))
-        # Of a normal distribution. A heavy tail makes the deviation of a sample vary about twice as much (kurtosis 8).
-        chance = deviations / math.sqrt(2 * max(1, len(received) - 1)) * (2 if probe.skewed else 1)
+        # The variance of a sample varies by (kurtosis - 1) / n of its square, to first order; its root by half of that's root.
+        chance = deviations * math.sqrt((probe.kurtosis - 1) / (4 * max(1, len(received) - 1)))
         room = max((allowed.jitter + chance) * probe.jitter, allowed.jitter_ms)
         low, high = max(0.0, probe.jitter - room), probe.jitter + room
         findings.append(Finding("jitter", "ms", probe.jitter, spread, low, high, measured.ping_problem))

@@ -129,6 +129,24 @@ def test_a_shape_is_read_as_it_is_shown(shape: Shape) -> None:
 # --- the numbers ------------------------------------------------------------------------------------------------------
 
 
+def test_a_small_share_is_shown_as_it_is_read() -> None:
+    shape, problems = _netem.parse_shape({"loss": "0.00001%"})
+    assert not problems
+    assert shape.as_dict() == {"loss": "0.00001%"}
+
+
+@pytest.mark.parametrize(
+    ("shape", "classes"),
+    [({"loss": "1%"}, 1), ({"loss": "1%", "loss_burst": 4}, 3), ({"loss": "1%", "loss_burst": 4, "rate": "1mbit"}, 1)],
+)
+def test_bursts_of_losses_are_of_each_peer(shape: dict[str, t.Any], classes: int) -> None:
+    """But for those that share a queue for their rate."""
+    lines = compiled({"to": ["10.0.0.2", "10.0.0.3", "10.0.1.0/24"], **shape})
+    assert sum(line.startswith("class") for line in lines) == classes
+    targets = {line.rpartition("flowid ")[2] for line in lines if "flowid" in line}
+    assert targets == {f"57a1:{number}" for number in range(1, classes + 1)}
+
+
 def test_no_rules_are_no_commands() -> None:
     assert compiled(exempt=_netem.DEFAULT_EXEMPT) == []
     assert compiled({"to": ["10.0.0.2"], "delay": "0ms", "loss": "0%"}, exempt=_netem.DEFAULT_EXEMPT) == []

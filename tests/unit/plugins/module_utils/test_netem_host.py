@@ -166,8 +166,40 @@ files = lambda: sorted(os.listdir("/run/startline/netem"))
 results["failed with a timer"] = [refused(LOSSY, after=1000000) is not None, set(timers) == before, files()]
 ensure(SLOW, after=60)
 results["failed with another timer"] = [refused(LOSSY, after=60) is not None, len(set(timers) - before)]
+kept = set(timers) - before
+results["failed without a timer"] = [refused(LOSSY) is not None, kept <= set(timers), "timer" in files()]
 broken[:] = []
-ensure()
+results["no timer any more"] = [ensure(SLOW), kept & set(timers) == set(), files()]
+
+hung = []
+def hangs(command, text):
+    if command[0] == "tc" and ("-batch" in command or hung):
+        hung.append(run(command, text) if not hung else None)  # it has done what it was told, and is killed for its silence
+        return 1, "", "killed after 60 s"
+    return run(command, text)
+try:
+    Host(hangs).ensure(parse_rules([LOSSY]), parse_exemptions(DEFAULT_EXEMPT), 60)
+except NetemError as exc:
+    results["hung"] = [str(exc), "timer" in files(), segments(), ensure(), segments(), tc() == clean, files()]
+
+ensure(IN)
+sh("tc filter del dev va parent ffff:")
+results["hook"] = [ensure(IN, dry=True), ensure(IN), ping()]
+sh("tc qdisc del dev va ingress")
+ensure(IN, after=60)
+subprocess.run(timers[list(timers)[-1]], check=True)
+results["hook reverted"] = [tc() == clean, "sl-ifb" in sh("ip link")]
+ensure(SLOW)
+sh("ip link set dev va gso_max_segs 100")
+results["size"] = [ensure(SLOW), segments(), ensure()]
+
+os.mkdir("/run/net")
+for name in os.listdir("/sys/class/net"):
+    os.symlink("/sys/class/net/" + name, "/run/net/" + name)
+open("/run/net/bonding_masters", "w").close()
+bonded = Host(run, sys_net="/run/net")
+results["bonding"] = [bonded.ensure(parse_rules([SLOW])).changed, bonded.ensure([]).changed, tc() == clean]
+
 results["duplicate"] = refused({"to": ["10.9.0.2"], "duplicate": "1%"}, {"to": ["10.9.0.3"], "delay": "1ms"})
 ensure()
 results["fast"] = [refused({**SLOW, "rate": "20gbit"}), tc() == clean]
@@ -347,6 +379,32 @@ def test_whoever_comes_after_a_killed_change_knows_what_was_before(results: dict
 def test_rules_that_were_to_stay_stay_when_others_with_an_end_fail(results: dict[str, t.Any]) -> None:
     assert results["failed with a timer"] == [True, True, ["lock", "state.json"]]
     assert results["failed with another timer"] == [True, 1]
+
+
+def test_rules_with_an_end_keep_it_when_others_without_one_fail(results: dict[str, t.Any]) -> None:
+    assert results["failed without a timer"] == [True, True, True]
+    assert results["no timer any more"] == [False, True, ["lock", "state.json"]]
+
+
+def test_what_may_be_left_after_a_tc_that_hangs_is_known_to_whoever_comes_next(results: dict[str, t.Any]) -> None:
+    message, timer, lossy, *rest = results["hung"]
+    assert (
+        "Nor could all that is in force be removed; state: absent tries again, and so does the timer. va: " in message
+    )
+    assert (timer, lossy) == (True, 1)
+    assert rest == [True, 65535, True, ["lock"]]
+
+
+def test_the_hook_of_what_comes_in_and_the_packet_size_are_looked_at_too(results: dict[str, t.Any]) -> None:
+    would, did, ping = results["hook"]
+    assert (would, did) == (True, True)
+    assert 20 <= ping["median"] < 22
+    assert results["hook reverted"] == [True, False]
+    assert results["size"] == [True, 65535, True]
+
+
+def test_what_stands_beside_the_devices_is_none(results: dict[str, t.Any]) -> None:
+    assert results["bonding"] == [True, True, True]
 
 
 def test_an_address_without_a_route_is_named(results: dict[str, t.Any]) -> None:

@@ -237,6 +237,44 @@ def test_what_is_wrong_in_a_topology_is_named(text: str, message: str) -> None:
     assert message in problem.message
 
 
+ONE_WAY = topology(links=[{"source": "Party", "target": "EU", "condition": {"rtt": [30, 0]}}])
+
+
+@pytest.mark.parametrize(
+    ("network", "message"),
+    [
+        (
+            "{party: {chain: {profile: hpc.json}}}",
+            "hpc.json has no link from chain-0 to party-0, which would not be shaped",
+        ),
+        (
+            "{party: {party: {profile: hpc.json}}}",
+            "hpc.json has no link from party-0 to party-2, which would not be shaped",
+        ),
+    ],
+)
+def test_what_a_topology_does_not_say_of_a_pair_is_missed(network: str, message: str) -> None:
+    (problem,) = problems(network, read=lambda path: ONE_WAY)
+    assert problem.message == message
+
+
+def test_a_host_that_a_topology_does_not_know_is_missed() -> None:
+    text = topology(nodes=[{"id": "Party"}], links=[])
+    (problem,) = problems("{party: {chain: {profile: hpc.json}}}", read=lambda path: text)
+    assert "hpc.json has no node for chain-0" in problem.message
+
+
+def test_of_a_topology_for_all_what_it_does_not_say_is_not_shaped() -> None:
+    assert set(pairs("{all: {all: {profile: hpc.json}}}", read=lambda path: ONE_WAY)) == {
+        (f"party-{number}", f"chain-{other}") for number in range(3) for other in range(2)
+    }
+
+
+def test_one_direction_of_a_topology_can_be_asked_for() -> None:
+    found = pairs("{party: {chain: {profile: hpc.json, oneway: true}}}", read=lambda path: ONE_WAY)
+    assert {target for _source, target in found} == {"chain-0", "chain-1"}
+
+
 # --- what is refused --------------------------------------------------------------------------------------------------
 
 

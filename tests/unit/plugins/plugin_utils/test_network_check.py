@@ -509,6 +509,9 @@ def test_nothing_is_compensated_that_is_not_known_or_not_wanted() -> None:
     assert check.with_delays(wanted, "network-1", None) is wanted
 
 
+UNIFORM = tc.parse_shape({"delay": "20ms", "jitter": "5ms", "distribution": "uniform"})[0]
+
+
 def test_nothing_measured_is_not_right() -> None:
     assert right(asked(rate=10**6, jitter=1), Measured((None,) * 100)) == {
         "rtt": False, "jitter": False, "loss": False, "rate": False,
@@ -520,6 +523,24 @@ def test_jitter(sigma: float, expected: bool) -> None:
     noise = random.Random(1)  # noqa: S311
     measured = Measured(tuple(noise.gauss(80.2, sigma) for _number in range(200)))
     assert right(asked(jitter=2), measured)["jitter"] is expected
+
+
+@pytest.mark.parametrize(("width", "expected"), [(5 * 3**0.5, True), (5.0, False)])
+def test_the_width_of_a_uniform_distribution_is_not_its_deviation(width: float, expected: bool) -> None:
+    """Taken for each other, it would vary by 0.58 of what was asked."""
+    probe = check._probe(("a", "b"), UNIFORM, tc.Shape(), pinged=True, rated=False)
+    noise = random.Random(1)  # noqa: S311
+    right = 0
+    for _network in range(50):
+        measured = Measured(tuple(20.2 + noise.uniform(-width, width) for _number in range(100)))
+        right += {f.metric: f.right for f in check.judge(probe, measured, BARE, of=3)}["jitter"]
+    assert right >= 49 if expected else right <= 10
+
+
+def test_the_sum_of_two_uniform_distributions_is_a_triangle() -> None:
+    assert check._kurtosis(UNIFORM, tc.Shape()) == pytest.approx(1.8)
+    assert check._kurtosis(UNIFORM, UNIFORM) == pytest.approx(2.4)
+    assert check._kurtosis(tc.Shape()) == 3
 
 
 def test_a_hiccup_of_the_host_is_no_jitter() -> None:
