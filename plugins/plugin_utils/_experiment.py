@@ -1204,6 +1204,20 @@ def _check_profile(
         )
 
 
+def _topology_files(profile: str | None, spec: ExperimentFile) -> list[str]:
+    """The topology files that a profile names: itself, or what its template comes to with all values of its parameters."""
+    if profile is None or not _template.is_template(profile):
+        names = {profile or ""}
+    else:
+        axes = []
+        for name in sorted(_template.undeclared(profile)):
+            given = spec.parameters.get(name)
+            own = [point[name] for point in spec.include if name in point]
+            axes.append([(name, value) for value in [*(given if isinstance(given, list) else [given]), *own]])
+        names = {_template.render(profile, dict(point)).strip() for point in itertools.product(*axes)}
+    return sorted(name for name in names if name.endswith(".json"))
+
+
 def _topologies(
     spec: ExperimentFile, document: Document, source: str, read: t.Callable[[str], str]
 ) -> dict[str, _network_profile.Topology]:
@@ -1217,19 +1231,24 @@ def _topologies(
     known = {_network_profile.node_key(name) for name in (*spec.groups, *spec.sites)}
     for place, _one, _other, link in spec.network_rules():
         path: Path = (*place, "profile")
-        if link.profile is None or not link.profile.endswith(".json") or _template.is_template(link.profile):
-            continue
-        try:
-            topology = _network_profile.parse_topology(read(_beside(source, link.profile)))
-        except (OSError, UnicodeDecodeError, _network_profile.ProfileError) as exc:
-            problems.append(document.problem(path, f"{link.profile}: {exc}", "docs/network.md shows the form."))
-            continue
-        topologies[link.profile] = topology
-        for key, node in topology.nodes.items():
-            if key not in known:
-                message = f"{link.profile}: there is no group or site for node {node}"
-                remedy = did_you_mean(node, (*spec.groups, *spec.sites), "There are") + " Case, - and _ do not count."
-                problems.append(document.problem(path, message, remedy))
+        for name in _topology_files(link.profile, spec):
+            try:
+                topology = _network_profile.parse_topology(read(_beside(source, name)))
+            except FileNotFoundError:
+                where = f"there is no file {_beside(source, name)}"
+                problems.append(document.problem(path, where, "It is relative to the experiment file."))
+                continue
+            except (OSError, UnicodeDecodeError, _network_profile.ProfileError) as exc:
+                problems.append(document.problem(path, f"{name}: {exc}", "docs/network.md shows the form."))
+                continue
+            topologies[name] = topology
+            for key, node in topology.nodes.items():
+                if key not in known:
+                    message = f"{name}: there is no group or site for node {node}"
+                    remedy = (
+                        did_you_mean(node, (*spec.groups, *spec.sites), "There are") + " Case, - and _ do not count."
+                    )
+                    problems.append(document.problem(path, message, remedy))
     if problems:
         raise ExperimentError(problems)
     return topologies

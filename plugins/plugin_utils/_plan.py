@@ -489,7 +489,10 @@ def _network_phases(
                 continue
             try:
                 text = _template.render(value, point.parameters).strip()
-                values[key] = _network_profile.check_name(text) if key == "profile" else _netem.check_value(key, text)
+                if key != "profile":
+                    values[key] = _netem.check_value(key, text)
+                else:
+                    values[key] = text if text in experiment.topologies else _network_profile.check_name(text)
             except ValueError as exc:
                 problems.append(
                     experiment.document.problem((*path, key), f"at {point}: {exc}", "docs/network.md lists the units.")

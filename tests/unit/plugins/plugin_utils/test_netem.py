@@ -270,6 +270,24 @@ def test_of_a_topology_for_all_what_it_does_not_say_is_not_shaped() -> None:
     }
 
 
+def test_topology_files_can_be_an_axis() -> None:
+    slow = {"source": "Party", "target": "EU", "condition": {"bandwidth": [50, 0]}}
+    files = {"experiments/fast.json": ONE_WAY, "experiments/slow.json": topology(links=[slow])}
+    network = '{party: {chain: {profile: "{{ net }}.json", oneway: true}}}'
+    rest = "parameters: {net: [fast, slow]}\n"
+    expanded = plan(network, rest, read=files.__getitem__)
+    shapes = [_netem.network_links(expanded, trial)[0]["shape"] for trial in expanded["trials"]]
+    assert sorted(map(str, shapes)) == ["{'delay': '15ms'}", "{'rate': '50mbit'}"]
+
+    def read(path: str) -> str:
+        if path not in files:
+            raise FileNotFoundError(path)
+        return files[path]
+
+    (problem,) = problems(network, rest.replace("slow", "none"), read=read)
+    assert problem.message == "there is no file experiments/none.json"
+
+
 def test_one_direction_of_a_topology_can_be_asked_for() -> None:
     found = pairs("{party: {chain: {profile: hpc.json, oneway: true}}}", read=lambda path: ONE_WAY)
     assert {target for _source, target in found} == {"chain-0", "chain-1"}
