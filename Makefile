@@ -32,7 +32,7 @@ lint:  ## Style, types, documentation
 	shellcheck setup.sh .ci/run tests/artifact.sh
 
 unit:  ## Unit tests
-	$(activate) && pytest $(apart)
+	$(activate) && pytest -rs $(apart)
 
 artifact:  ## The built collection: Galaxy's importer, ansible-test sanity, the installed mode
 	$(activate) && tests/artifact.sh
@@ -41,7 +41,7 @@ molecule:  ## A scenario per role, on hosts of the local cloud
 	$(activate) && molecule test --all
 
 e2e:  ## The journey, its faults, the local cloud, the report in a browser
-	$(activate) && pytest $(apart) tests/e2e
+	$(activate) && pytest -rs $(apart) tests/e2e
 
 soak: setup-dev  ## The long tests: many members, for long
 	$(activate) && pytest -s tests/soak
