@@ -328,8 +328,8 @@ class Agent:
                 if running.restarted:
                     self._step(running, member.LauncherGone(None, end["unfit"]))
                     return
-                remaining = launcher.end_orphans(running.spool, self._marks(trial.epoch))
-                self._step(running, member.LauncherGone(time.monotonic_ns(), end["unfit"], remaining))
+                left = launcher.end_orphans(running.spool, self._marks(trial.epoch))
+                self._step(running, member.LauncherGone(time.monotonic_ns(), end["unfit"], *left))
         else:
             self._step(running, member.Exited(end))
 

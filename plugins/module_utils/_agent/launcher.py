@@ -151,21 +151,33 @@ def stop(spool: str) -> bool:
     return True
 
 
-def end_orphans(spool: str, environment: t.Mapping[str, str]) -> t.List[t.Dict[str, t.Any]]:
+class Left(t.NamedTuple):
+    """Of a command whose supervisor was killed: what could not be ended, as exit.json has it."""
+
+    remaining: t.List[t.Dict[str, t.Any]]
+    ports: t.List[t.Dict[str, t.Any]]
+
+
+def end_orphans(spool: str, environment: t.Mapping[str, str]) -> Left:
     """Kill what a supervisor that was killed has left of its command: its cgroup, and whatever has this environment, for
-    not every host has cgroups. Gives what could not be ended, as "remaining" in exit.json has it."""
+    not every host has cgroups."""
     try:
         with open(os.path.join(spool, "lock"), encoding="ascii") as stream:
             group = _Cgroup.of(f"trial-{int(stream.read())}")
     except (FileNotFoundError, ValueError):
-        return []  # it has not come so far as to start something
+        return Left([], [])  # it has not come so far as to start something
     marks = {f"{name}={value}".encode("utf-8") for name, value in environment.items()}
+    # Known once the start is recorded; None also where ports are not judged.
+    taken = (read_record(spool, "fired.json") or {}).get("taken")
+    before = None if taken is None else {(table, address, port) for table, address, port in taken}
     give_up = time.monotonic() + ORPHAN_LIMIT
     while True:
         left = sorted({*group.processes(), *_with_environment(marks)})
-        if not left or time.monotonic() >= give_up:
+        # Also for the ports: a process that is ending has no environment any more while it still has its sockets.
+        held = [] if before is None else ports.new_since(before)
+        if not (left or held) or time.monotonic() >= give_up:
             group.remove()
-            return _described(left)
+            return Left(_described(left), held)
         group.kill()
         for pid in left:
             with contextlib.suppress(ProcessLookupError):
@@ -423,7 +435,12 @@ def _watch(
     begin = clock.read()
     # SIGCHLD may be taken already: look before anything slow, for the end's time is when it is seen.
     seen = _ended(child)
-    fired = {"noticed_ns": start.noticed_ns, "fired_ns": start.fired_ns, "reading": begin}
+    fired = {
+        "noticed_ns": start.noticed_ns,
+        "fired_ns": start.fired_ns,
+        "reading": begin,
+        "taken": None if taken is None else sorted(taken),  # for who has to end the command in our place
+    }
     write_record(spool, "fired.json", fired)
     os.write(events, b"f")
     started = start.fired_ns / 1e9

@@ -14,6 +14,7 @@ import signal
 import socket
 import ssl
 import subprocess
+import sys
 import threading
 import time
 import typing as t
@@ -26,8 +27,8 @@ from ansible_collections.startline.lab.tests.unit.plugins.module_utils._agent.wo
 Make = t.Callable[..., World]
 
 
-def living(marker: str) -> list[str]:
-    """Command lines of processes that contain `marker`."""
+def living(marker: str) -> list[int]:
+    """Processes whose command lines contain `marker`."""
     found = []
     for entry in os.listdir("/proc"):
         if entry.isdigit():
@@ -36,7 +37,7 @@ def living(marker: str) -> list[str]:
             except OSError:
                 continue
             if marker in line:
-                found.append(line)
+                found.append(int(entry))
     return found
 
 
@@ -245,14 +246,23 @@ def test_a_command_that_ends_while_its_agent_is_dead_is_reported(make_world: Mak
     assert result["members"]["party-0"]["exit_code"] == 5
 
 
+#: Takes a port, says which, and has it for a minute.
+SERVER = "import socket, time; s = socket.create_server(('127.0.0.1', 0)); print(s.getsockname()[1], flush=True); time.sleep(60)"
+
+
+@pytest.mark.parametrize("hidden", [False, True])
 @pytest.mark.parametrize("agent_too", [False, True])
-def test_of_a_supervisor_that_was_killed_nothing_is_left(make_world: Make, agent_too: bool) -> None:
-    """As by somebody who kills whatever is called like the agent: the server of the trial would be in the way of the next."""
+def test_of_a_supervisor_that_was_killed_nothing_is_left(make_world: Make, agent_too: bool, hidden: bool) -> None:
+    """As by somebody who kills whatever is called like the agent: the server of the trial would be in the way of the next.
+    One that nothing leads to, for there is no cgroup here and it has thrown the environment away, is told by its port."""
     world = make_world(1)
+    world.configure("party-0", shared=False)
     world.start_all()
-    marker = str(80000 + os.getpid())
-    waiting = world.submit(world.trial(f"setsid sleep {marker} & echo begun; wait"))
+    marker = f"of-{os.getpid()}"
+    server = f'setsid {"env -i " if hidden else ""}{sys.executable} -c "{SERVER}" {marker}'
+    waiting = world.submit(world.trial(f"{server} & wait"))
     until(lambda: world.state("party-0") == "fired", what="the start")
+    port = int(until((world.spool("party-0") / "stdout").read_text, what="the server"))
     supervisor = launcher.supervisor_of(str(world.spool("party-0")))
     assert supervisor is not None
     if agent_too:
@@ -261,10 +271,16 @@ def test_of_a_supervisor_that_was_killed_nothing_is_left(make_world: Make, agent
     if agent_too:
         world.start("party-0")
     result = world.result(waiting)
-    assert living(f"sleep {marker}") == []
-    assert result["reasons"] == ["party-0 ended, nobody knows how: its launcher was killed"]
-    assert result["members"]["party-0"]["remaining"] == []
-    assert (world.spool("party-0") / "stdout").read_text() == "begun\n"
+    row = result["members"]["party-0"]
+    found = living(marker)
+    for pid in found:
+        os.kill(pid, signal.SIGKILL)
+    assert len(found) == hidden
+    assert "party-0 ended, nobody knows how: its launcher was killed" in result["reasons"]
+    assert row["remaining"] == []
+    # Among what others on this machine do meanwhile.
+    assert [entry["pid"] for entry in row["ports"] if entry["port"] == port] == found
+    assert (world.spool("party-0") / "stdout").read_text() == f"{port}\n"
 
 
 def test_an_agent_killed_while_armed_arms_again(make_world: Make) -> None:
