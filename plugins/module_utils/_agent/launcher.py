@@ -12,7 +12,7 @@ PRIVATE to the collection. Two processes, both made long before T:
 How the agent, or the next agent, follows it, without polling and without being its parent:
 
     go      pipe, the agent writes T once; closed without T, nothing is ever started
-    lock    held (flock) by the supervisor as long as it lives; it holds its process id
+    lock    held (flock) by the supervisor as long as it lives; it holds its process id, nothing if it ended without a start
     events  FIFO kept open by the supervisor: a byte or the end of it means: read the spool again
     fired.json, exit.json
 
@@ -149,6 +149,15 @@ def stop(spool: str) -> bool:
     with contextlib.suppress(ProcessLookupError):
         os.kill(pid, signal.SIGTERM)
     return True
+
+
+def started_nothing(spool: str) -> bool:
+    """Whether a supervisor that is gone said that it ended without a start. In the boot that it ended in: this is not made
+    safe on the disk."""
+    try:
+        return os.path.getsize(os.path.join(spool, "lock")) == 0
+    except FileNotFoundError:
+        return False
 
 
 class Left(t.NamedTuple):
@@ -325,6 +334,7 @@ def _supervise(spool: str, program: Program, go: int) -> None:
         start = _start(spool, go, told, wake, events)
         if start is None:
             _end_tree(group, 0.0)
+            os.ftruncate(lock, 0)
         else:
             _watch(spool, program, child, start, events, group, taken)
     finally:

@@ -298,6 +298,21 @@ def test_an_agent_killed_while_armed_arms_again(make_world: Make) -> None:
     assert (world.spool("party-0") / "stdout").read_text() == "once\n"
 
 
+def test_an_agent_killed_between_its_record_of_t_and_the_start_says_that_nothing_was_started(make_world: Make) -> None:
+    world = make_world(2)
+    world.start("rendezvous", "party-0")
+    waiting = world.submit(world.trial("echo here"))
+    until(lambda: world.state("party-0") == "armed", what="arming")
+    world.kill("party-0")
+    path = world.spool("party-0") / "record.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "start_ns": time.time_ns()}))
+    world.start("party-0")
+    why = until(lambda: json.loads(path.read_text())["failed"], what="the end of it")
+    assert why == "the command was not started: the agent was killed before it passed T on"
+    assert world.result(waiting)["outcome"] == "aborted", "for here no T was said to anybody"
+    assert (world.spool("party-0") / "stdout").read_text() == ""
+
+
 def test_an_agent_refuses_an_attempt_before_one_that_it_knows(make_world: Make) -> None:
     """Even when the rendezvous knows nothing of it any more."""
     world = make_world(1)
