@@ -329,6 +329,30 @@ def test_an_agent_refuses_an_attempt_before_one_that_it_knows(make_world: Make) 
     assert (world.spool("party-0", attempt=2).parent / "count").read_text() == "once\n"
 
 
+def test_an_agent_forgets_a_trial_without_a_start_but_not_that_it_was(make_world: Make) -> None:
+    """Once it was answered: it was dead when the trial ended, and comes back with what it had not told."""
+    world = make_world(2)
+    world.start("rendezvous", "party-0")
+    trial = world.trial("echo here", attempt=2, deadline=3)
+    waiting = world.submit(trial)
+    until(lambda: world.state("party-0") == "armed", what="arming")
+    world.kill("party-0")
+    assert world.result(waiting)["outcome"] == "aborted"
+    world.start("party-0")
+    path = world.spool("party-0", attempt=2) / "record.json"
+    record = until(lambda: (found := json.loads(path.read_text()))["settled"] and found, what="the answer")
+    assert (record["duty"], record["start_ns"]) == ({}, None)
+    assert record["failed"].startswith("released: ")
+    world.kill("party-0")
+    world.kill("rendezvous")
+    for journal in (world.directory / "rendezvous" / "state").glob("rendezvous/*/*.journal"):
+        journal.unlink()
+    world.start("rendezvous", "party-0")
+    result = world.run({**trial, "attempt": 1})
+    assert "party-0: attempt 2 of this trial is known here already" in result["reasons"][0]
+    assert "report refused" not in world.log("rendezvous"), "it says no more of the one before"
+
+
 @pytest.mark.parametrize("moment", ["prepared", "fired", "settled"])
 def test_a_rendezvous_killed_and_restarted_loses_nothing(make_world: Make, moment: str) -> None:
     world = make_world(2)
