@@ -328,8 +328,11 @@ class Agent:
                 if running.restarted:
                     self._step(running, member.LauncherGone(None, end["unfit"]))
                     return
-                remaining = launcher.end_orphans(running.spool, self._marks(trial.epoch))
-                self._step(running, member.LauncherGone(time.monotonic_ns(), end["unfit"], remaining))
+                why = end["unfit"]
+                if why is None and running.handle is None and launcher.started_nothing(running.spool):
+                    why = "the command was not started: the agent was killed before it passed T on"
+                left = launcher.end_orphans(running.spool, self._marks(trial.epoch))
+                self._step(running, member.LauncherGone(time.monotonic_ns(), why, *left))
         else:
             self._step(running, member.Exited(end))
 

@@ -12,7 +12,7 @@ PRIVATE to the collection. Two processes, both made long before T:
 How the agent, or the next agent, follows it, without polling and without being its parent:
 
     go      pipe, the agent writes T once; closed without T, nothing is ever started
-    lock    held (flock) by the supervisor as long as it lives; it holds its process id
+    lock    held (flock) by the supervisor as long as it lives; it holds its process id, nothing if it ended without a start
     events  FIFO kept open by the supervisor: a byte or the end of it means: read the spool again
     fired.json, exit.json
 
@@ -151,21 +151,42 @@ def stop(spool: str) -> bool:
     return True
 
 
-def end_orphans(spool: str, environment: t.Mapping[str, str]) -> t.List[t.Dict[str, t.Any]]:
+def started_nothing(spool: str) -> bool:
+    """Whether a supervisor that is gone said that it ended without a start. In the boot that it ended in: this is not made
+    safe on the disk."""
+    try:
+        return os.path.getsize(os.path.join(spool, "lock")) == 0
+    except FileNotFoundError:
+        return False
+
+
+class Left(t.NamedTuple):
+    """Of a command whose supervisor was killed: what could not be ended, as exit.json has it."""
+
+    remaining: t.List[t.Dict[str, t.Any]]
+    ports: t.List[t.Dict[str, t.Any]]
+
+
+def end_orphans(spool: str, environment: t.Mapping[str, str]) -> Left:
     """Kill what a supervisor that was killed has left of its command: its cgroup, and whatever has this environment, for
-    not every host has cgroups. Gives what could not be ended, as "remaining" in exit.json has it."""
+    not every host has cgroups."""
     try:
         with open(os.path.join(spool, "lock"), encoding="ascii") as stream:
             group = _Cgroup.of(f"trial-{int(stream.read())}")
     except (FileNotFoundError, ValueError):
-        return []  # it has not come so far as to start something
+        return Left([], [])  # it has not come so far as to start something
     marks = {f"{name}={value}".encode("utf-8") for name, value in environment.items()}
+    # Known once the start is recorded; None also where ports are not judged.
+    taken = (read_record(spool, "fired.json") or {}).get("taken")
+    before = None if taken is None else {(table, address, port) for table, address, port in taken}
     give_up = time.monotonic() + ORPHAN_LIMIT
     while True:
         left = sorted({*group.processes(), *_with_environment(marks)})
-        if not left or time.monotonic() >= give_up:
+        # Also for the ports: a process that is ending has no environment any more while it still has its sockets.
+        held = [] if before is None else ports.new_since(before)
+        if not (left or held) or time.monotonic() >= give_up:
             group.remove()
-            return _described(left)
+            return Left(_described(left), held)
         group.kill()
         for pid in left:
             with contextlib.suppress(ProcessLookupError):
@@ -313,6 +334,7 @@ def _supervise(spool: str, program: Program, go: int) -> None:
         start = _start(spool, go, told, wake, events)
         if start is None:
             _end_tree(group, 0.0)
+            os.ftruncate(lock, 0)
         else:
             _watch(spool, program, child, start, events, group, taken)
     finally:
@@ -423,7 +445,12 @@ def _watch(
     begin = clock.read()
     # SIGCHLD may be taken already: look before anything slow, for the end's time is when it is seen.
     seen = _ended(child)
-    fired = {"noticed_ns": start.noticed_ns, "fired_ns": start.fired_ns, "reading": begin}
+    fired = {
+        "noticed_ns": start.noticed_ns,
+        "fired_ns": start.fired_ns,
+        "reading": begin,
+        "taken": None if taken is None else sorted(taken),  # for who has to end the command in our place
+    }
     write_record(spool, "fired.json", fired)
     os.write(events, b"f")
     started = start.fired_ns / 1e9

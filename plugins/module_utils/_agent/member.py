@@ -84,11 +84,12 @@ class Exited(t.NamedTuple):
 
 class LauncherGone(t.NamedTuple):
     """The launcher is not there any more and has left no record of an end; `now_ns` is when that was seen, None where the host
-    was restarted meanwhile. `remaining`: what it has left, and could not be ended."""
+    was restarted meanwhile. `remaining` and `ports`: what it has left, and could not be ended."""
 
     now_ns: t.Optional[int]
     why: t.Optional[str] = None
     remaining: t.Sequence[t.Dict[str, t.Any]] = ()
+    ports: t.Sequence[t.Dict[str, t.Any]] = ()
 
 
 class Collected(t.NamedTuple):
@@ -523,6 +524,7 @@ class Trial:
             "duration_ns": 0,
             "leftovers": 0,
             "remaining": list(event.remaining),
+            "ports": list(event.ports),
             "stepped_ns": 0,
             "detail": event.why or why,
         }

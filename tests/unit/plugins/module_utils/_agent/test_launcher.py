@@ -66,8 +66,10 @@ def test_released_it_starts_nothing(tmp_path: pathlib.Path) -> None:
     launch = Launch(tmp_path, "touch started")
     launch.wait(b"r")
     assert launcher.supervisor_of(str(tmp_path)) == launch.handle.pid
+    assert not launcher.started_nothing(str(tmp_path)), "not yet"
     launcher.release(launch.handle)
     assert launch.end() is None
+    assert launcher.started_nothing(str(tmp_path))
     assert not (tmp_path / "started").exists()
     assert launcher.supervisor_of(str(tmp_path)) is None
 

@@ -107,11 +107,12 @@ def test_what_the_rendezvous_clock_was_slewed_by_until_t_was_said_is_in_the_boun
 def test_a_launcher_that_dies_once_t_was_accepted_leaves_evidence() -> None:
     trial = started()
     left = {"pid": 7, "command": "server"}
-    actions = trial.step(member.LauncherGone(20 * MS, remaining=[left]))
+    port = {"protocol": "tcp", "port": 80, **left}
+    actions = trial.step(member.LauncherGone(20 * MS, remaining=[left], ports=[port]))
     assert kinds(actions) == ["Save", "Say", "Measure"]
     assert trial.failed is None
     assert trial.exit is not None
-    assert trial.exit["remaining"] == [left]
+    assert (trial.exit["remaining"], trial.exit["ports"]) == ([left], [port])
     assert trial.exit["detail"] == "its launcher was killed"
     trial.step(member.Measured(GOOD, 30 * MS))
     assert kinds(trial.step(member.Collected([]))) == ["Save", "Save", "Say"]

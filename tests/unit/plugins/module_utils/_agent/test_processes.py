@@ -14,6 +14,7 @@ import signal
 import socket
 import ssl
 import subprocess
+import sys
 import threading
 import time
 import typing as t
@@ -26,8 +27,8 @@ from ansible_collections.startline.lab.tests.unit.plugins.module_utils._agent.wo
 Make = t.Callable[..., World]
 
 
-def living(marker: str) -> list[str]:
-    """Command lines of processes that contain `marker`."""
+def living(marker: str) -> list[int]:
+    """Processes whose command lines contain `marker`."""
     found = []
     for entry in os.listdir("/proc"):
         if entry.isdigit():
@@ -36,7 +37,7 @@ def living(marker: str) -> list[str]:
             except OSError:
                 continue
             if marker in line:
-                found.append(line)
+                found.append(int(entry))
     return found
 
 
@@ -245,14 +246,23 @@ def test_a_command_that_ends_while_its_agent_is_dead_is_reported(make_world: Mak
     assert result["members"]["party-0"]["exit_code"] == 5
 
 
+#: Takes a port, says which, and has it for a minute.
+SERVER = "import socket, time; s = socket.create_server(('127.0.0.1', 0)); print(s.getsockname()[1], flush=True); time.sleep(60)"
+
+
+@pytest.mark.parametrize("hidden", [False, True])
 @pytest.mark.parametrize("agent_too", [False, True])
-def test_of_a_supervisor_that_was_killed_nothing_is_left(make_world: Make, agent_too: bool) -> None:
-    """As by somebody who kills whatever is called like the agent: the server of the trial would be in the way of the next."""
+def test_of_a_supervisor_that_was_killed_nothing_is_left(make_world: Make, agent_too: bool, hidden: bool) -> None:
+    """As by somebody who kills whatever is called like the agent: the server of the trial would be in the way of the next.
+    One that nothing leads to, for there is no cgroup here and it has thrown the environment away, is told by its port."""
     world = make_world(1)
+    world.configure("party-0", shared=False)
     world.start_all()
-    marker = str(80000 + os.getpid())
-    waiting = world.submit(world.trial(f"setsid sleep {marker} & echo begun; wait"))
+    marker = f"of-{os.getpid()}"
+    server = f'setsid {"env -i " if hidden else ""}{sys.executable} -c "{SERVER}" {marker}'
+    waiting = world.submit(world.trial(f"{server} & wait"))
     until(lambda: world.state("party-0") == "fired", what="the start")
+    port = int(until((world.spool("party-0") / "stdout").read_text, what="the server"))
     supervisor = launcher.supervisor_of(str(world.spool("party-0")))
     assert supervisor is not None
     if agent_too:
@@ -261,10 +271,16 @@ def test_of_a_supervisor_that_was_killed_nothing_is_left(make_world: Make, agent
     if agent_too:
         world.start("party-0")
     result = world.result(waiting)
-    assert living(f"sleep {marker}") == []
-    assert result["reasons"] == ["party-0 ended, nobody knows how: its launcher was killed"]
-    assert result["members"]["party-0"]["remaining"] == []
-    assert (world.spool("party-0") / "stdout").read_text() == "begun\n"
+    row = result["members"]["party-0"]
+    found = living(marker)
+    for pid in found:
+        os.kill(pid, signal.SIGKILL)
+    assert len(found) == hidden
+    assert "party-0 ended, nobody knows how: its launcher was killed" in result["reasons"]
+    assert row["remaining"] == []
+    # Among what others on this machine do meanwhile.
+    assert [entry["pid"] for entry in row["ports"] if entry["port"] == port] == found
+    assert (world.spool("party-0") / "stdout").read_text() == f"{port}\n"
 
 
 def test_an_agent_killed_while_armed_arms_again(make_world: Make) -> None:
@@ -282,6 +298,21 @@ def test_an_agent_killed_while_armed_arms_again(make_world: Make) -> None:
     assert (world.spool("party-0") / "stdout").read_text() == "once\n"
 
 
+def test_an_agent_killed_between_its_record_of_t_and_the_start_says_that_nothing_was_started(make_world: Make) -> None:
+    world = make_world(2)
+    world.start("rendezvous", "party-0")
+    waiting = world.submit(world.trial("echo here"))
+    until(lambda: world.state("party-0") == "armed", what="arming")
+    world.kill("party-0")
+    path = world.spool("party-0") / "record.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "start_ns": time.time_ns()}))
+    world.start("party-0")
+    why = until(lambda: json.loads(path.read_text())["failed"], what="the end of it")
+    assert why == "the command was not started: the agent was killed before it passed T on"
+    assert world.result(waiting)["outcome"] == "aborted", "for here no T was said to anybody"
+    assert (world.spool("party-0") / "stdout").read_text() == ""
+
+
 def test_an_agent_refuses_an_attempt_before_one_that_it_knows(make_world: Make) -> None:
     """Even when the rendezvous knows nothing of it any more."""
     world = make_world(1)
@@ -296,6 +327,30 @@ def test_an_agent_refuses_an_attempt_before_one_that_it_knows(make_world: Make) 
     assert (result["outcome"], result["published"]) == ("aborted", None)
     assert result["reasons"] == ["party-0: attempt 2 of this trial is known here already"]
     assert (world.spool("party-0", attempt=2).parent / "count").read_text() == "once\n"
+
+
+def test_an_agent_forgets_a_trial_without_a_start_but_not_that_it_was(make_world: Make) -> None:
+    """Once it was answered: it was dead when the trial ended, and comes back with what it had not told."""
+    world = make_world(2)
+    world.start("rendezvous", "party-0")
+    trial = world.trial("echo here", attempt=2, deadline=3)
+    waiting = world.submit(trial)
+    until(lambda: world.state("party-0") == "armed", what="arming")
+    world.kill("party-0")
+    assert world.result(waiting)["outcome"] == "aborted"
+    world.start("party-0")
+    path = world.spool("party-0", attempt=2) / "record.json"
+    record = until(lambda: (found := json.loads(path.read_text()))["settled"] and found, what="the answer")
+    assert (record["duty"], record["start_ns"]) == ({}, None)
+    assert record["failed"].startswith("released: ")
+    world.kill("party-0")
+    world.kill("rendezvous")
+    for journal in (world.directory / "rendezvous" / "state").glob("rendezvous/*/*.journal"):
+        journal.unlink()
+    world.start("rendezvous", "party-0")
+    result = world.run({**trial, "attempt": 1})
+    assert "party-0: attempt 2 of this trial is known here already" in result["reasons"][0]
+    assert "report refused" not in world.log("rendezvous"), "it says no more of the one before"
 
 
 @pytest.mark.parametrize("moment", ["prepared", "fired", "settled"])
