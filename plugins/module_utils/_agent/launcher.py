@@ -251,8 +251,12 @@ def write_record(spool: str, name: str, record: t.Mapping[str, t.Any], spend: bo
 def reserve(spool: str, size: int) -> None:
     """Put room aside for the last records of a trial, whose command may fill the disk. What is there already stays."""
     for path in _ballast(spool):
-        with open(path, "ab") as stream:
-            os.posix_fallocate(stream.fileno(), 0, max(size, _LEAST_BALLAST))
+        # Where the file system cannot, the C library does it by reading and writing.
+        ballast = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            os.posix_fallocate(ballast, 0, max(size, _LEAST_BALLAST))
+        finally:
+            os.close(ballast)
 
 
 def give_back(spool: str, pieces: int = BALLAST) -> int:

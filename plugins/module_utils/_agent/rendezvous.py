@@ -16,6 +16,7 @@ import asyncio
 import collections
 import concurrent.futures
 import contextlib
+import errno
 import functools
 import hashlib
 import json
@@ -637,6 +638,9 @@ class Rendezvous:
         try:
             launcher.reserve(self._directory, MEMBER_ROOM * len(trial.names))
         except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                log("room for a journal cannot be put aside", epoch=trial.epoch, error=error.strerror)
+                return True
             log("no room for a journal", epoch=trial.epoch, error=error.strerror, again_in=f"{ROOM_AGAIN:g}s")
             self._turn = asyncio.get_event_loop().call_later(ROOM_AGAIN, self._next_turn)
             return False
