@@ -178,7 +178,7 @@ def end_orphans(spool: str, environment: t.Mapping[str, str]) -> Left:
     marks = {f"{name}={value}".encode("utf-8") for name, value in environment.items()}
     # Known once the start is recorded; None also where ports are not judged.
     taken = (read_record(spool, "fired.json") or {}).get("taken")
-    before = None if taken is None else {(table, address, port) for table, address, port in taken}
+    before = None if taken is None else frozenset(t.cast(ports.Key, tuple(key)) for key in taken)
     give_up = time.monotonic() + ORPHAN_LIMIT
     while True:
         left = sorted({*group.processes(), *_with_environment(marks)})
