@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import pathlib
@@ -164,9 +165,12 @@ def test_a_controller_killed_while_a_trial_runs_attaches_to_it(cloud: None, ec2:
     path = tmp_path / "killed.yml"
     path.write_text(json.dumps(experiment))
     process = start_playbook("site.yml", "-e", f"exp={path}")
-    until(lambda: len(processes(*sleep)) == 2 or process.poll() is not None, 180, "the command on both hosts")
-    os.killpg(process.pid, signal.SIGKILL)
-    process.communicate()
+    try:
+        until(lambda: len(processes(*sleep)) == 2 or process.poll() is not None, 180, "the command on both hosts")
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
     assert processes(*sleep), "the trial goes on alone"
     again = playbook("site.yml", "-e", f"exp={path}")
     assert again.returncode == 0, again.output[-4000:]
