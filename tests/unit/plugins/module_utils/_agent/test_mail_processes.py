@@ -4,6 +4,8 @@
 from __future__ import annotations
 
 import json
+import pathlib
+import subprocess
 import time
 import typing as t
 
@@ -44,6 +46,16 @@ def trial(world: World, command: str = "true", trial_id: str = "r1", **changes: 
 
 def connected(world: World, *members: str) -> None:
     until(lambda: world.status()["connected"] == sorted(members), what=f"the connection of {members}")
+
+
+def running(world: World) -> tuple[pathlib.Path, subprocess.Popen[str]]:
+    """A trial of two members that has begun; its commands end when the file is there."""
+    flag = world.directory / "go"
+    world.start_all()
+    connected(world, "party-0", "party-1")
+    waiting = world.submit(trial(world, f"until [ -e {flag} ]; do sleep 0.05; done", deadline=60))
+    until(lambda: world.state("party-0") == "fired" == world.state("party-1"), 40, "the start")
+    return flag, waiting
 
 
 def outbox(member: str) -> str:
@@ -234,11 +246,7 @@ def test_an_object_store_that_is_away_throttles_or_fails_costs_time_alone(
     mailed: t.Callable[..., World], store: MotoStore
 ) -> None:
     world = mailed(2)
-    flag = world.directory / "go"
-    world.start_all()
-    connected(world, "party-0", "party-1")
-    waiting = world.submit(trial(world, f"until [ -e {flag} ]; do sleep 0.05; done", deadline=60))
-    until(lambda: world.state("party-0") == "fired" == world.state("party-1"), 40, "the start")
+    flag, waiting = running(world)
     refused = iter([(503, "SlowDown"), (500, "InternalError"), (429, "TooManyRequests")] * 10000)
     store.fault = lambda environ: next(refused)
     flag.touch()
@@ -256,11 +264,7 @@ def test_an_object_store_that_is_away_throttles_or_fails_costs_time_alone(
 
 def test_a_letter_that_cannot_be_read_holds_up_nobody_else(mailed: t.Callable[..., World], store: MotoStore) -> None:
     world = mailed(2)
-    flag = world.directory / "go"
-    world.start_all()
-    connected(world, "party-0", "party-1")
-    waiting = world.submit(trial(world, f"until [ -e {flag} ]; do sleep 0.05; done", deadline=60))
-    until(lambda: world.state("party-0") == "fired" == world.state("party-1"), 40, "the start")
+    flag, waiting = running(world)
 
     def refuse(environ: dict[str, t.Any]) -> tuple[int, str] | None:
         unread = environ["REQUEST_METHOD"] == "GET" and environ["PATH_INFO"].endswith(outbox("party-1"))
