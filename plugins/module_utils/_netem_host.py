@@ -169,8 +169,7 @@ class Host:
     def _ours(self, roots: t.Mapping[str, str]) -> t.Set[str]:
         """The devices that have rules of ours, whatever we remember."""
         names = [name for name in os.listdir(self._sys_net) if not name.startswith(IFB)]
-        # bonding_masters stands beside the devices and is a file.
-        names = [name for name in names if os.path.isdir(os.path.join(self._sys_net, name))]
+        names = [name for name in names if self._exists(os.path.join(name, "ifindex"))]  # not the file bonding_masters
         return {name for name in names if roots.get(name) == _netem.HANDLE or self._exists(self._ifb(name))}
 
     def _exists(self, name: str) -> bool:
@@ -405,7 +404,8 @@ class Host:
         state: t.Dict[str, t.Dict[str, t.Any]],
     ) -> str:
         """Put back what was in force, and say so."""
-        lost, stuck = [], []
+        lost: t.List[str] = []
+        stuck: t.Dict[str, str] = {}
         for name in names:
             old = {name: {"gso_max_segs": segments.get(name), **state.get(name, {})}}
             try:
@@ -418,15 +418,14 @@ class Host:
                     state.pop(name, None)
             except NetemError as exc:
                 # Whoever comes next, the timer too, has to know what to remove, and the size of before.
-                stuck.append("{}: {}".format(name, exc))
+                stuck[name] = "{}: {}".format(name, exc)
                 state[name] = {"steps": [], "words": [], "snapshot": "", "gso_max_segs": old[name]["gso_max_segs"]}
-        left = {text.partition(":")[0] for text in stuck}
-        for name in [name for name, values in state.items() if not values["snapshot"] and name not in left]:
+        for name in [name for name, values in state.items() if not values["snapshot"] and name not in stuck]:
             del state[name]  # had no rules before
         self._write_state(state)
         if stuck:
-            text = "Nor could all that is in force be removed; state: absent tries again, and so does the timer. {}"
-            return text.format("; ".join([*lost, *stuck]))
+            text = "Nor could all that is in force be removed; state: absent tries again, and so does a timer (revert_after). {}"
+            return text.format("; ".join([*lost, *stuck.values()]))
         if lost:
             return "Nor could the rules of before be put back, so there are none. {}".format("; ".join(lost))
         return "The rules of before are in force" if state else "No rule is in force"

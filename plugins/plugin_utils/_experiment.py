@@ -1206,9 +1206,10 @@ def _check_profile(
 
 def _topology_files(profile: str | None, spec: ExperimentFile) -> list[str]:
     """The topology files that a profile names: itself, or what its template comes to with all values of its parameters."""
-    if profile is None or not _template.is_template(profile):
-        names = {profile or ""}
-    else:
+    if profile is None:
+        return []
+    names = {profile}
+    if _template.is_template(profile):
         axes = []
         for name in sorted(_template.undeclared(profile)):
             given = spec.parameters.get(name)

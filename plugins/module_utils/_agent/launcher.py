@@ -45,6 +45,8 @@ KILL_LIMIT = 10.0
 ORPHAN_LIMIT = 2.0
 #: Bytes of stderr that a failed command may tell the controller at once.
 DETAIL = 300
+#: What a write that lacks room fails with.
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
 #: How many files of the spool hold room for the last records, and the least bytes of one.
 BALLAST, _LEAST_BALLAST = 4, 65536
 
@@ -269,7 +271,7 @@ def give_back(spool: str, pieces: int = BALLAST) -> int:
 
 def make_room(spool: str, error: OSError) -> bool:
     """Free a piece of what `reserve` has put aside, if it was room that a write lacked; whether to try again."""
-    return error.errno in (errno.ENOSPC, errno.EDQUOT) and give_back(spool, 1) > 0
+    return error.errno in NO_ROOM and give_back(spool, 1) > 0
 
 
 def _ballast(spool: str) -> t.List[str]:

@@ -255,7 +255,7 @@ class Trial:
         self._clearing = False
         self._busy = False  # collecting or uploading
         self._compared = False  # the clock was measured again after the command's end, or cannot be
-        self._dismissed = False  # the rendezvous knows that nothing was started here, and wants no more of it
+        self._dismissed = False  # the rendezvous has heard how it ended here, and wants no more of it
 
     # -- the record --
 
@@ -578,11 +578,11 @@ class Trial:
         if self.over:
             self._dismissed = not self.reached("exited")
             return self._forget()
-        if self.committed:
-            return [Kill()]
         return self._let_go(event.reason)
 
     def _let_go(self, reason: str) -> t.List[Action]:
+        if self.committed:
+            return [Kill()]
         self.failed = f"released: {reason}"
         return [Release(), Save(), Say(), *self._clear()]  # who was to start is waited for until it says so
 
@@ -613,9 +613,7 @@ class Trial:
         return [Release(), Say(), *self._clear()]
 
     def _on_Superseded(self, event: Superseded) -> t.List[Action]:
-        if self.over:
-            return []
-        return [Kill()] if self.committed else self._let_go("another trial was asked for")
+        return [] if self.over else self._let_go("another trial was asked for")
 
     def _on_OutOfPatience(self, event: OutOfPatience) -> t.List[Action]:
         if self.committed or self.over:

@@ -16,7 +16,6 @@ import asyncio
 import collections
 import concurrent.futures
 import contextlib
-import errno
 import functools
 import hashlib
 import json
@@ -638,7 +637,7 @@ class Rendezvous:
         try:
             launcher.reserve(self._directory, MEMBER_ROOM * len(trial.names))
         except OSError as error:
-            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            if error.errno not in launcher.NO_ROOM:
                 log("room for a journal cannot be put aside", epoch=trial.epoch, error=error.strerror)
                 return True
             log("no room for a journal", epoch=trial.epoch, error=error.strerror, again_in=f"{ROOM_AGAIN:g}s")

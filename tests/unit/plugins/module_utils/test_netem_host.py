@@ -389,7 +389,8 @@ def test_rules_with_an_end_keep_it_when_others_without_one_fail(results: dict[st
 def test_what_may_be_left_after_a_tc_that_hangs_is_known_to_whoever_comes_next(results: dict[str, t.Any]) -> None:
     message, timer, lossy, *rest = results["hung"]
     assert (
-        "Nor could all that is in force be removed; state: absent tries again, and so does the timer. va: " in message
+        "Nor could all that is in force be removed; state: absent tries again, and so does a timer (revert_after). va: "
+        in message
     )
     assert (timer, lossy) == (True, 1)
     assert rest == [True, 65535, True, ["lock"]]
