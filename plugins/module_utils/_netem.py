@@ -8,7 +8,10 @@ each device `compile_device` makes one tc batch::
      |- class 57a1:1   rate           one for each rule with a rate, and for each address whose losses come in bursts;
      |   |                            rules without either share equal classes
      |   `- netem 1:                  delay, jitter, loss ...; bfifo where there is nothing but a rate
-     `- class 57a1:2 ...
+     `- class 57a1:2   rate           what rules with one `rate_group` send together; each has a class of its own below,
+         |- class 57a1:3              which may have the whole rate while the others do not want theirs
+         |   `- netem 3:
+         `- class 57a1:4 ...
     u32, prio 1   exempt traffic      to 57a1:0, which is HTB's own direct queue
     u32, prio 2   single addresses    a table of 256 buckets, hashed by the octet that spreads them best
     u32, prio 3   networks            longest prefix first
@@ -22,6 +25,7 @@ This util is PRIVATE to the collection.
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import ipaddress
 import math
@@ -289,15 +293,18 @@ def check_shape(shape: Shape) -> t.List[t.Tuple[str, str]]:
 class Rule:
     """A shape for what goes to some addresses; with `ingress`, for what comes from them.
 
-    A rule with a rate is a link of its own: all that goes to its addresses shares the rate.
+    All that goes to the addresses of a rule shares its rate, with what goes to those of the other rules of its
+    `rate_group`, if it has one: ways that differ in delay or loss behind one link.
     """
 
     to: t.Tuple[ipaddress.IPv4Network, ...]
     shape: Shape
     ingress: bool = False
+    rate_group: str = ""
 
     def __str__(self) -> str:
-        return "{} {}: {}".format("from" if self.ingress else "to", show_networks(self.to), self.shape)
+        shared = " shared as {}".format(self.rate_group) if self.rate_group else ""
+        return "{} {}: {}{}".format("from" if self.ingress else "to", show_networks(self.to), self.shape, shared)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -321,6 +328,7 @@ def parse_rules(values: t.Sequence[t.Mapping[str, t.Any]]) -> t.List[Rule]:
     rules = []
     problems = []
     seen: t.Dict[t.Tuple[bool, ipaddress.IPv4Network], int] = {}
+    groups: t.Dict[t.Tuple[bool, str], t.Tuple[int, int]] = {}
     for index, value in enumerate(values):
         networks = []
         ingress = value.get("direction") == "ingress"
@@ -338,7 +346,15 @@ def parse_rules(values: t.Sequence[t.Mapping[str, t.Any]]) -> t.List[Rule]:
             problems.append("rules[{}].to: names no address".format(index))
         shape, found = parse_shape(value)
         problems += ["rules[{}].{}: {}".format(index, key, message) for key, message in found]
-        rules.append(Rule(tuple(sorted(networks)), shape, ingress))
+        group = value.get("rate_group") or ""
+        if group and not found:
+            where, rate = groups.setdefault((ingress, group), (index, shape.rate))
+            if not shape.rate:
+                problems.append("rules[{}].rate_group: {} needs a rate that is shared".format(index, group))
+            elif rate and rate != shape.rate:
+                text = "rules[{}].rate: {} shares its rate with rules[{}], which has {}: give both the same"
+                problems.append(text.format(index, format_rate(shape.rate), where, format_rate(rate)))
+        rules.append(Rule(tuple(sorted(networks)), shape, ingress, group))
     if problems:
         raise NetemError("; ".join(problems))
     return [rule for rule in rules if not rule.shape.neutral or _carves_out(rule, rules)]
@@ -437,13 +453,18 @@ def compile_device(
     if all(rule.shape.neutral for rule in rules):
         return []
     dev = device.name
-    classes: t.List[Shape] = []
+    classes: t.List[_Class] = []
     shared: t.Dict[Shape, int] = {}
     targets: t.Dict[ipaddress.IPv4Network, int] = {}
+    sharers = collections.Counter(rule.rate_group for rule in rules if rule.rate_group)
+    parents: t.Dict[str, int] = {}
     for rule in rules:
         if device.speed and rule.shape.rate > device.speed:
             text = "the rate {} is more than the {} of {}"
             raise NetemError(text.format(format_rate(rule.shape.rate), format_rate(device.speed), dev))
+        if sharers[rule.rate_group] > 1 and rule.rate_group not in parents:
+            classes.append(_Class(Shape(rate=rule.shape.rate), 0, 0))
+            parents[rule.rate_group] = len(classes)
         number = 0  # passes directly
         for network in rule.to:
             if not rule.shape.neutral:
@@ -451,7 +472,8 @@ def compile_device(
                     # In one queue a burst would hit several peers, of which each would lose a single packet.
                     number = 0 if rule.shape.loss_burst else shared.get(rule.shape, 0)
                 if not number:
-                    classes.append(rule.shape)
+                    parent = parents.get(rule.rate_group, 0)
+                    classes.append(_Class(rule.shape, parent, sharers[rule.rate_group] if parent else 1))
                     number = len(classes)
                     shared[rule.shape] = number
             targets[network] = number
@@ -459,8 +481,8 @@ def compile_device(
         text = "{:,} different links on {}: {:,} is the limit; let peers share a rate"
         raise NetemError(text.format(len(classes), dev, MAX_CLASSES))
     lines = ["qdisc add dev {} root handle {} htb default 0".format(dev, HANDLE)]
-    for number, shape in enumerate(classes, 1):
-        lines += _class(device, number, shape)
+    for number, values in enumerate(classes, 1):
+        lines += _class(device, number, values)
     lines += _exempt(dev, targets, exemptions, source)
     lines += _classify(dev, targets, source)
     return lines
@@ -508,17 +530,30 @@ def largest_packet(device: Device, rules: t.Sequence[Rule]) -> int:
     return segments if slowest and segments * device.frame < 65536 else 0
 
 
-def _class(device: Device, number: int, shape: Shape) -> t.List[str]:
-    rate = shape.rate or UNLIMITED
-    burst = max(2 * device.frame, int(rate / 8 * BURST_S))
+class _Class(t.NamedTuple):
+    """A class of HTB: below the root, or below the class `parent`, whose rate it has with others, `sharers` in all.
+
+    Such a parent has no `sharers` itself, and no packets of its own.
+    """
+
+    shape: Shape
+    parent: int
+    sharers: int
+
+
+def _class(device: Device, number: int, values: _Class) -> t.List[str]:
+    most = values.shape.rate or UNLIMITED
+    # A part of the rate is each one's own, whatever the others send, and all parts are no more than the whole.
+    rate = max(8, most // max(1, values.sharers))
+    burst, cburst = (max(2 * device.frame, int(bits / 8 * BURST_S)) for bits in (rate, most))
     quantum = min(max(device.frame, int(rate / 8 * BURST_S)), 60000)
-    where = "dev {} parent {}".format(device.name, HANDLE)
-    numbers = "rate {0}bit ceil {0}bit burst {1} cburst {1} quantum {2}".format(rate, burst, quantum)
-    leaf = "dev {0} parent {1}{2:x} handle {2:x}:".format(device.name, HANDLE, number)
-    return [
-        "class add {} classid {}{:x} htb {}".format(where, HANDLE, number, numbers),
-        "qdisc add {} {}".format(leaf, _leaf(device, shape)),
-    ]
+    where = "dev {} parent {}{}".format(device.name, HANDLE, "{:x}".format(values.parent) if values.parent else "")
+    numbers = "rate {}bit ceil {}bit burst {} cburst {} quantum {}".format(rate, most, burst, cburst, quantum)
+    lines = ["class add {} classid {}{:x} htb {}".format(where, HANDLE, number, numbers)]
+    if values.sharers:
+        leaf = "dev {0} parent {1}{2:x} handle {2:x}:".format(device.name, HANDLE, number)
+        lines.append("qdisc add {} {}".format(leaf, _leaf(device, values.shape)))
+    return lines
 
 
 def _leaf(device: Device, shape: Shape) -> str:

@@ -68,6 +68,11 @@ options:
           - What goes to all the addresses of the rule together, as in V(200mbit), Ethernet frames counted. Units are bit, kbit,
             mbit and gbit.
         type: str
+      rate_group:
+        description:
+          - Rules with the same name here share their rate, which has to be the same in all of them - ways of different delay or
+            loss behind one link. Each is sure of an equal part, and may have all that the others leave.
+        type: str
       queue:
         description: How long packets may wait for the rate. Twice the delay if left out, 50ms at least.
         type: str
@@ -132,6 +137,13 @@ EXAMPLES = r"""
     revert_after: 600
   become: true
 
+- name: Reach a near and a far host by one link of 50 Mbit/s
+  startline.lab.netem:
+    rules:
+      - {to: [10.77.0.5], delay: 5ms, rate: 50mbit, rate_group: uplink}
+      - {to: [10.77.0.6], delay: 60ms, rate: 50mbit, rate_group: uplink}
+  become: true
+
 - name: Lose bursts of packets to a network
   startline.lab.netem:
     rules:
@@ -182,7 +194,7 @@ from ansible_collections.startline.lab.plugins.module_utils._netem import (
 )
 from ansible_collections.startline.lab.plugins.module_utils._netem_host import Host
 
-TEXTS = ("delay", "jitter", "loss", "loss_burst", "rate", "queue", "corrupt", "duplicate", "reorder")
+TEXTS = ("delay", "jitter", "loss", "loss_burst", "rate", "rate_group", "queue", "corrupt", "duplicate", "reorder")
 
 
 def in_words(rules):

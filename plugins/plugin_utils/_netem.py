@@ -11,7 +11,8 @@ on the way. Every ordered pair of members is in one link at most::
 Each host shapes what it sends, so a round trip is made of two halves: delay = rtt / 2 on each side. Jitter is a
 standard deviation; the two directions vary independently, so that their variances add up, and a round trip's jitter j
 is made of j / sqrt(2) on each side. A rate is what one host may send to all members of the link together, or to each
-of them (``rate_per: pair``). This util is PRIVATE to the collection.
+of them (``rate_per: pair``). Links with the same ``rate_group`` differ in something else and have their rate in common,
+as one rule gave it to them. This util is PRIVATE to the collection.
 """
 
 from __future__ import annotations
@@ -89,9 +90,15 @@ class _Kind:
 
 
 class _Value(t.NamedTuple):
+    """A quantity with the rule that gave it, and how narrow that is.
+
+    `path` is the rule's; `line` tells apart the lines for which a rule gives several rates, as a topology does.
+    """
+
     value: t.Any
     narrow: int
     path: Path
+    line: tuple[str, ...] = ()
 
 
 # --- one quantity -----------------------------------------------------------------------------------------------------
@@ -132,8 +139,8 @@ def links(
     """
     kinds = _kinds(rules, members, regions)
     faults: dict[Fault, None] = {}
-    found: dict[tuple[str, str, Path], dict[int, set[int]]] = {}
-    shapes: dict[tuple[str, str, Path], tuple[dict[str, str], str]] = {}
+    found: dict[tuple[str, str, str], dict[int, set[int]]] = {}
+    shapes: dict[tuple[str, str, str], dict[str, str]] = {}
     for i, one in enumerate(kinds):
         for j, other in enumerate(kinds):
             if i == j and len(one.members) == 1:
@@ -145,26 +152,38 @@ def links(
                 continue
             per = str(values["rate_per"].value) if "rate_per" in values and shape.rate else "host"
             # A rate belongs to the rule that gives it; where there is none, links of one shape are one.
-            key = (str(shape), per, values["rate"].path if shape.rate else ())
+            given = ".".join(map(str, (*values["rate"].path, *values["rate"].line))) if shape.rate else ""
+            key = (str(shape), per, given)
             found.setdefault(key, {}).setdefault(i, set()).add(j)
-            shapes[key] = (shape.as_dict(), per)
+            shapes[key] = shape.as_dict()
     result = []
+    shared = _shared_rates(found)
     for key, targets in found.items():
+        _text, per, given = key
         # Sources that have the same targets are one link.
         groups: dict[frozenset[int], list[int]] = {}
         for i, js in targets.items():
             groups.setdefault(frozenset(js), []).append(i)
         for same, sources in groups.items():
-            shape_values, per = shapes[key]
             result.append(
                 {
                     "from": _members(kinds, sources, members),
                     "to": _members(kinds, same, members),
-                    "shape": shape_values,
+                    "shape": shapes[key],
                     "rate_per": per,
+                    **({"rate_group": given} if per == "host" and given in shared else {}),
                 }
             )
     return result, list(faults)
+
+
+def _shared_rates(found: t.Mapping[tuple[str, str, str], t.Collection[int]]) -> set[str]:
+    """The rates, by what gave them, that some host has for links of several shapes."""
+    sources: collections.Counter[tuple[str, int]] = collections.Counter()
+    for (_text, per, given), kinds in found.items():
+        if given and per == "host":
+            sources.update((given, kind) for kind in kinds)
+    return {given for (given, _kind), links in sources.items() if links > 1}
 
 
 def _members(kinds: t.Sequence[_Kind], chosen: t.Iterable[int], members: t.Sequence[Values]) -> list[str]:
@@ -208,12 +227,16 @@ def _between(
         else:
             continue
         try:
-            values = _oneway(rule, _profile(rule, one, other, forward, topologies))
+            profile = _profile(rule, one, other, forward, topologies)
         except ProfileError as exc:
             faults[Fault((*rule.path, "profile"), str(exc), "docs/network.md lists the profiles.")] = None
             continue
-        for key, value in values.items():
-            said.setdefault(key, []).append(_Value(value, narrow, rule.path))
+        line: tuple[str, ...] = ()
+        if rule.values.get("rate") is None and "rate" in profile:
+            topology = topologies.get(rule.values["profile"])
+            line = _ends(topology, one, other) if topology else ("forward" if forward else "backward",)
+        for key, value in _oneway(rule, profile).items():
+            said.setdefault(key, []).append(_Value(value, narrow, rule.path, line))
     chosen = {}
     for key, given in said.items():
         narrowest = max(value.narrow for value in given)
@@ -254,8 +277,8 @@ def _profile(
         return _network_profile.aws_link(one.region, other.region)
     if name in topologies:
         topology = topologies[name]
-        ends = [next((node for node in kind.nodes if node in topology.nodes), "") for kind in (one, other)]
-        link = topology.links.get((ends[0], ends[1]))
+        ends = _ends(topology, one, other)
+        link = topology.links.get(ends)
         if link is None and ALL not in (rule.source, rule.target) and (forward or not rule.oneway):
             lost = next((kind.members[0] for kind, end in zip((one, other), ends, strict=True) if not end), "")
             target = other.members[-1 if one is other else 0]
@@ -263,6 +286,12 @@ def _profile(
             raise ProfileError(f"{name} has {what}, which would not be shaped")
         return link or {}
     return _network_profile.LINKS[name]["forward" if forward else "backward"]
+
+
+def _ends(topology: Topology, one: _Kind, other: _Kind) -> tuple[str, str]:
+    """The nodes of a topology that two kinds of members are; empty for one that it does not have."""
+    first, last = (next((node for node in kind.nodes if node in topology.nodes), "") for kind in (one, other))
+    return first, last
 
 
 def _oneway(rule: NetworkRule, profile: Values) -> dict[str, t.Any]:
@@ -361,7 +390,7 @@ def gateway_faults(
 
 
 def _between_members(links: t.Sequence[Values], source: str, target: str) -> tuple[str, int | None]:
-    """What lies between two members, as a person reads it, and which link it is where that matters: a rate is shared."""
+    """What lies between two members, as a person reads it, and which link it is where that matters: it shares a rate."""
     for index, link in enumerate(links):
         if source in link["from"] and target in link["to"]:
             text = ", ".join(f"{key} {value}" for key, value in link["shape"].items())
@@ -479,7 +508,8 @@ def _rules(
                     )
         if link["rate_per"] == "host":
             peers = [sorted({address for own in peers for address in own}, key=version_key)]
-        rules += [{"to": to, **link["shape"]} for to in peers]
+        group = {key: link[key] for key in ("rate_group",) if key in link}
+        rules += [{"to": to, **link["shape"], **group} for to in peers]
     return rules
 
 

@@ -147,6 +147,75 @@ def test_bursts_of_losses_are_of_each_peer(shape: dict[str, t.Any], classes: int
     assert targets == {f"57a1:{number}" for number in range(1, classes + 1)}
 
 
+UPLINK = {"rate": "30mbit", "rate_group": "uplink"}
+
+
+def test_rules_of_a_rate_group_have_one_rate_together() -> None:
+    lines = compiled(
+        {"to": ["10.0.0.2"], "delay": "5ms", **UPLINK},
+        {"to": ["10.0.0.3"], "delay": "60ms", **UPLINK},
+        {"to": ["10.0.0.4"], **UPLINK},
+        {"to": ["10.0.0.5"], "rate": "30mbit"},
+    )
+    classes = [re.findall(r"parent (\S+) classid (\S+) htb rate (\d+)bit ceil (\d+)bit", line) for line in lines]
+    assert [found[0] for found in classes if found] == [
+        ("57a1:", "57a1:1", "30000000", "30000000"),
+        ("57a1:1", "57a1:2", "10000000", "30000000"),
+        ("57a1:1", "57a1:3", "10000000", "30000000"),
+        ("57a1:1", "57a1:4", "10000000", "30000000"),
+        ("57a1:", "57a1:5", "30000000", "30000000"),
+    ]
+    # The packets are those of the classes below; a leaf at the first would be nobody's.
+    assert [line.split()[5] for line in lines if line.startswith("qdisc") and " parent " in line] == [
+        "57a1:2", "57a1:3", "57a1:4", "57a1:5",
+    ]  # fmt: skip
+    assert [classify(lines, f"10.0.0.{number}") for number in range(2, 6)] == [
+        "57a1:2", "57a1:3", "57a1:4", "57a1:5",
+    ]  # fmt: skip
+
+
+def test_one_rule_alone_has_the_rate_of_its_group_to_itself() -> None:
+    """On this device: the others' addresses may be behind another."""
+    assert compiled({"to": ["10.0.0.2"], **UPLINK}) == compiled({"to": ["10.0.0.2"], "rate": "30mbit"})
+
+
+def test_both_directions_may_have_a_group_of_one_name() -> None:
+    rules = _netem.parse_rules(
+        [
+            {"to": ["10.0.0.2"], "direction": direction, "rate": rate, "rate_group": "uplink"}
+            for direction, rate in (("egress", "1mbit"), ("ingress", "5mbit"))
+        ]
+    )
+    assert [str(rule) for rule in rules] == [
+        "to 10.0.0.2: rate 1mbit shared as uplink",
+        "from 10.0.0.2: rate 5mbit shared as uplink",
+    ]
+
+
+def test_what_shares_a_rate_has_one() -> None:
+    with pytest.raises(NetemError) as caught:
+        compiled(
+            {"to": ["10.0.0.2"], "delay": "5ms", **UPLINK},
+            {"to": ["10.0.0.3"], "rate": "20mbit", "rate_group": "uplink"},
+            {"to": ["10.0.0.4"], "delay": "5ms", "rate_group": "uplink"},
+        )
+    text = str(caught.value)
+    assert "rules[1].rate: 20mbit shares its rate with rules[0], which has 30mbit" in text
+    assert "rules[2].rate_group: uplink needs a rate" in text
+
+
+def test_a_shared_rate_changes_in_place() -> None:
+    def lines(rate: str) -> list[str]:
+        group = {"rate": rate, "rate_group": "uplink"}
+        return compiled({"to": ["10.0.0.2"], "delay": "5ms", **group}, {"to": ["10.0.0.3"], **group})
+
+    moves = _netem.transition(lines("30mbit"), lines("20mbit"))
+    assert moves is not None
+    assert [line.split()[:2] for line in moves] == [
+        ["class", "change"], ["class", "change"], ["qdisc", "change"], ["class", "change"], ["qdisc", "change"],
+    ]  # fmt: skip
+
+
 def test_no_rules_are_no_commands() -> None:
     assert compiled(exempt=_netem.DEFAULT_EXEMPT) == []
     assert compiled({"to": ["10.0.0.2"], "delay": "0ms", "loss": "0%"}, exempt=_netem.DEFAULT_EXEMPT) == []

@@ -250,6 +250,50 @@ for _attempt in range(100):
         break
 results["under way"] = [ensure({"to": ["10.9.0.2"], "delay": "1ms"}), float(under_way.communicate()[1].split(":")[1])]
 ensure()
+
+# More than 10 Mbit/s to each of the addresses.
+FLOOD = '''
+import socket, sys, time
+with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender:
+    while True:
+        for address in sys.argv[1:]:
+            for _packet in range(5):
+                sender.sendto(bytes(1400), (address, 9))
+        time.sleep(0.005)
+'''
+sh("ip -n b addr add 10.9.0.3/24 dev vb")
+
+def flood(*addresses):
+    """Mbit/s that arrive, and the share of each class of a leaf, over three seconds of more than the link takes."""
+    import time
+    def counted():
+        arrived = int(sh("ip netns exec b cat /sys/class/net/vb/statistics/rx_bytes"))
+        shown = sh("tc -s class show dev va")
+        leaves = re.findall(r"class htb \S+ parent \S+ leaf .*\n Sent (\d+)", shown)
+        return time.monotonic(), arrived, [int(sent) for sent in leaves]
+    sender = subprocess.Popen([sys.executable, "-c", FLOOD, *addresses])
+    time.sleep(1)
+    (start, first, before), _pause, (end, last, after) = counted(), time.sleep(3), counted()
+    sender.kill()
+    sender.wait()
+    time.sleep(0.2)  # what waits in the queues
+    sent = [late - early for early, late in zip(before, after)]
+    return (last - first) * 8 / (end - start) / 1e6, [part / sum(sent) for part in sent]
+
+def uplink(rate):
+    group = {"rate": rate, "rate_group": "uplink"}
+    return [{"to": ["10.9.0.2"], "delay": "5ms", **group}, {"to": ["10.9.0.3"], "delay": "40ms", **group}]
+
+def fastest(address):
+    """The least of some round trips in milliseconds."""
+    shown = subprocess.run(["fping", "-C", "20", "-p", "5", "-q", address], stderr=subprocess.PIPE, text=True).stderr
+    return min(float(word) for word in shown.split(":")[1].split() if word != "-")
+
+results["rate group"] = [ensure(*uplink("8mbit")), ensure(*uplink("8mbit")), fastest("10.9.0.2"), fastest("10.9.0.3")]
+results["rate group sends"] = [flood("10.9.0.2", "10.9.0.3"), flood("10.9.0.2"), flood("10.9.0.3")]
+ensure(*uplink("4mbit"))
+results["rate group changed"] = flood("10.9.0.2", "10.9.0.3")
+ensure()
 print(json.dumps(results))
 """
 
@@ -410,6 +454,21 @@ def test_what_stands_beside_the_devices_is_none(results: dict[str, t.Any]) -> No
 
 def test_an_address_without_a_route_is_named(results: dict[str, t.Any]) -> None:
     assert results["no route"] == "this host has no route to 192.0.2.1, 192.0.2.2"
+
+
+def test_rules_of_a_rate_group_share_their_rate_and_nothing_else(results: dict[str, t.Any]) -> None:
+    first, second, near, far = results["rate group"]
+    assert (first, second) == (True, False)
+    assert 5 <= near < 7
+    assert 40 <= far < 44
+    (together, parts), *alone = results["rate group sends"]
+    assert 7.6 <= together <= 8.2
+    assert all(0.45 <= part <= 0.55 for part in parts), parts
+    # What one does not want the other has.
+    assert all(7.6 <= rate <= 8.2 for rate, _parts in alone), alone
+    changed, parts = results["rate group changed"]
+    assert 3.8 <= changed <= 4.1
+    assert all(0.45 <= part <= 0.55 for part in parts), parts
 
 
 def test_a_rate_that_the_device_does_not_have_is_refused(results: dict[str, t.Any]) -> None:

@@ -91,6 +91,41 @@ def test_links_are_few() -> None:
     assert len(plan("{all: {all: {rtt: 10ms}}}")["networks"]["network-1"]["links"]) == 1
 
 
+def rate_groups(network: str, rest: str = "", **kwargs: t.Any) -> dict[str, list[tuple[list[str], str | None]]]:
+    """For each sender the other ends of its links, with the rate that each shares."""
+    expanded = plan(network, rest, **kwargs)
+    found: dict[str, list[tuple[list[str], str | None]]] = {}
+    for link in _netem.network_links(expanded, expanded["trials"][0]):
+        for source in link["from"]:
+            found.setdefault(source, []).append((link["to"], link.get("rate_group")))
+    return found
+
+
+def test_a_rate_is_one_however_many_kinds_of_links_other_quantities_make_of_it() -> None:
+    parties, chain = ["party-0", "party-1", "party-2"], ["chain-0", "chain-1"]
+    found = rate_groups("{all: {all: {rate: 1mbit}}, us: {eu: {rtt: 80ms}}}")
+    assert found["party-0"] == [(parties, "all.all"), (chain, "all.all")]
+    assert found["chain-0"] == [(chain, "all.all"), (parties, "all.all")]
+    found = rate_groups("{all: {all: {rate: 1mbit, profile: aws}}}")
+    assert found["party-0"] == [(parties, "all.all"), (chain, "all.all")]
+    # A rule's own rate is its own, and one that a host has for one link only is not shared with anything.
+    assert rate_groups("{us: {us: {rate: 1mbit}, eu: {rate: 1mbit, rtt: 9ms}}}")["party-0"] == [
+        (parties, None), (chain, None),
+    ]  # fmt: skip
+    assert rate_groups("{all: {all: {rate: 1mbit, rate_per: pair}}, us: {eu: {rtt: 80ms}}}")["party-0"] == [
+        (parties, None), (chain, None),
+    ]  # fmt: skip
+
+
+def test_a_host_has_the_shared_rate_in_its_rules() -> None:
+    found = rules("{all: {all: {rate: 1mbit}}, us: {eu: {rtt: 80ms}}}")["party-0"]
+    assert [(rule["rate"], rule.get("delay"), rule["rate_group"]) for rule in found] == [
+        ("1mbit", None, "all.all"), ("1mbit", "40ms", "all.all"),
+    ]  # fmt: skip
+    classes = [line for line in tc.compile_device(tc.Device("eth0"), tc.parse_rules(found)) if line.startswith("class")]
+    assert [line.split()[5] for line in classes] == ["57a1:", "57a1:1", "57a1:1"]
+
+
 def test_values_may_be_swept() -> None:
     expanded = plan(
         "{us: {eu: {rtt: '{{ rtt }}', rate: '{{ rate }}'}}}",
@@ -286,6 +321,20 @@ def test_topology_files_can_be_an_axis() -> None:
 
     (problem,) = problems(network, rest.replace("slow", "none"), read=read)
     assert problem.message == "there is no file experiments/none.json"
+
+
+def test_links_of_a_topology_have_their_rates_each() -> None:
+    nodes = [{"id": "US"}, {"id": "EU"}]
+    lines = [
+        {"source": "US", "target": target, "condition": {"bandwidth": [50, 0], "rtt": [rtt, 0]}}
+        for target, rtt in (("US", 1), ("EU", 90))
+    ]
+    text = topology(nodes=nodes, links=lines)
+    found = rate_groups("{all: {all: {profile: hpc.json}}}", read=lambda path: text)
+    assert [group for _to, group in found["party-0"]] == [None, None]
+    # A rate of the rule's own is one, whatever else the topology says.
+    found = rate_groups("{all: {all: {profile: hpc.json, rate: 1mbit}}}", read=lambda path: text)
+    assert [group for _to, group in found["party-0"]] == ["all.all", "all.all"]
 
 
 def test_one_direction_of_a_topology_can_be_asked_for() -> None:
@@ -551,7 +600,9 @@ def test_mistakes_in_a_timeline_are_named_with_their_place(timeline: str, path: 
 
 
 ENDS = st.sampled_from(["all", "us", "eu", "party", "chain", "party-0", "chain-1"])
-VALUES = st.fixed_dictionaries({}, optional={"delay": st.sampled_from(["1ms", "2ms"]), "loss": st.just("1%")})
+VALUES = st.fixed_dictionaries(
+    {}, optional={"delay": st.sampled_from(["1ms", "2ms"]), "loss": st.just("1%"), "rate": st.just("1mbit")}
+)
 
 
 @settings(max_examples=100, deadline=None)
@@ -569,3 +620,6 @@ def test_any_network_becomes_rules_that_compile_or_a_list_of_problems(network: d
         wanted = found.networks[own["network"]]["phases"][0]["rules"]
         lines = tc.compile_device(tc.Device("eth0"), tc.parse_rules(wanted))
         assert bool(lines) == bool(wanted)
+        # What a host may send in all is what the rules give that hold for it, however many kinds of links there are.
+        given = sum("rate" in values for targets in network.values() for values in targets.values())
+        assert len([line for line in lines if "parent 57a1: " in line and "rate 1000000bit" in line]) <= given
