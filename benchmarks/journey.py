@@ -21,6 +21,7 @@ import statistics
 import subprocess
 import sys
 import time
+import typing as t
 
 PROJECT = pathlib.Path(__file__).resolve().parents[1]
 BIN = pathlib.Path(sys.executable).parent
@@ -38,6 +39,18 @@ STAGES = {
     "Destroy the fleet": "destroy",
     "Judge the run": "judge",
 }
+
+
+def between(before: dict[str, t.Any], after: dict[str, t.Any]) -> dict[str, float]:
+    """Seconds from the last exit of a trial to T of the next, in their parts."""
+    moments = {
+        "": max(member["exited_at"] or 0.0 for member in before["members"].values()),
+        "to the rendezvous knowing it": before["ended"],
+        "to the next trial's turn": after["submitted"],
+        "to the last member armed": after["armed"],
+        "to T": after["start"],
+    }
+    return {name: moment - earlier for (_name, earlier), (name, moment) in itertools.pairwise(moments.items())}
 
 
 def main() -> int:
@@ -84,7 +97,7 @@ def main() -> int:
     trials = sorted(
         (json.loads(path.read_text()) for path in run.glob("trials/*/*/trial.json")), key=lambda trial: trial["start"]
     )
-    gaps = [after["start"] - before["ended"] for before, after in itertools.pairwise(trials)]
+    gaps = [between(before, after) for before, after in itertools.pairwise(trials)]
     wall_began = time.time() - (time.monotonic() - began)
     hosts = max(len(trial["members"]) for trial in trials)
 
@@ -98,9 +111,12 @@ def main() -> int:
     first = trials[0]["start"] - wall_began
     print(f"zero to first trial fired: {first:.1f} s")
     if gaps:
+        whole = [sum(gap.values()) for gap in gaps]
         print(
-            f"last exit to next start:   {statistics.median(gaps):.2f} s ({min(gaps):.2f} to {max(gaps):.2f}, {len(gaps)} times)"
+            f"last exit to next start:   {statistics.median(whole):.2f} s ({min(whole):.2f} to {max(whole):.2f}, {len(gaps)} times)"
         )
+        for part in gaps[0]:
+            print(f"  {statistics.median(gap[part] for gap in gaps):6.2f} s  {part}")
     sys.stdout.flush()
     if options.warm:
         return 0

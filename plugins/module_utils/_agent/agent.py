@@ -462,8 +462,8 @@ class Agent:
             return None
         return Place(running.spool, running.trial.duty["deadline"])
 
-    def _instant(self, epoch: wire.Epoch, at_ns: int) -> t.Tuple[int, int]:
-        known = clock.Clock(**(self._trials[epoch].trial.clock or {}))
+    def _instant(self, epoch: wire.Epoch, at_ns: int, ahead_ns: int) -> t.Tuple[int, int]:
+        known = clock.Clock(**(self._trials[epoch].trial.clock or {})).told(ahead_ns)
         return known.to_steady(at_ns), known.bound_at(clock.read())
 
     # -- delivery --

@@ -502,6 +502,8 @@ class Barrier:
                 actions.append(Settled())
         elif self.phase != "gathering" and self._called_off is not None and state in ("armed", "fired"):
             actions.append(Stop(member.name, self._called_off))
+        elif self.phase == "running" and report["failed"] is not None and _ORDER[state] < _ORDER["fired"]:
+            actions.append(Stop(member.name, report["failed"]))  # it may forget the trial then
         return actions
 
     def _on_meeting(self, member: _Member, event: t.Union[Waits, Passed], now: Now) -> t.List[Action]:

@@ -79,8 +79,9 @@ class _Trial:
         self.settled = asyncio.Event()
         self.timer: t.Optional[asyncio.TimerHandle] = None
         self.decided: t.List[barrier.Action] = []
-        #: How far our clock was ahead when T was decided: every member is told the same.
+        #: How far our clock was ahead when T was decided, and each instant of a named barrier: every member is told the same.
         self.ahead_ns: t.Optional[int] = None
+        self.ahead_at: t.Dict[t.Tuple[str, int], int] = {}
         self.storing: t.Optional[asyncio.Task[None]] = None
 
     def shared(self, site: t.Optional[str]) -> bytes:
@@ -107,6 +108,9 @@ class _Trial:
         actions = self.barrier.step(event, now)
         if self.ahead_ns is None and self.barrier.start_ns is not None:
             self.ahead_ns = ahead_ns
+        for action in actions:
+            if isinstance(action, named.Release):
+                self.ahead_at.setdefault((action.name, action.generation), ahead_ns)
         return actions
 
     def keep(self) -> None:
@@ -546,7 +550,8 @@ class Rendezvous:
                     line = wire.encode("abort", epoch=trial.epoch, reason=action.reason[:4000])
                 elif isinstance(action, named.Release):
                     where = {"name": action.name, "generation": action.generation}
-                    line = wire.encode("release", epoch=trial.epoch, at_ns=action.at_ns, **where)
+                    when = {"at_ns": action.at_ns, "ahead_ns": trial.ahead_at[action.name, action.generation]}
+                    line = wire.encode("release", epoch=trial.epoch, **when, **where)
                 elif isinstance(action, named.Deny):
                     where = {"name": action.name, "generation": action.generation}
                     line = wire.encode("deny", epoch=trial.epoch, reason=action.reason[:4000], **where)

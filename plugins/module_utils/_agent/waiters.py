@@ -75,7 +75,8 @@ class Waiters:
     """All programs of this host that wait.
 
     `place` gives a trial, if its command runs here; `instant` puts an instant of the rendezvous' clock on
-    CLOCK_MONOTONIC, and says how well it is known (ns); `say` sends a message to the rendezvous, if there is a link.
+    CLOCK_MONOTONIC, and says how well it is known (ns), if that clock was so far ahead of its oscillator (ns) when it was
+    decided; `say` sends a message to the rendezvous, if there is a link.
     """
 
     def __init__(
@@ -83,7 +84,7 @@ class Waiters:
         path: str,
         reactor: Reactor,
         place: t.Callable[[wire.Epoch], t.Optional[Place]],
-        instant: t.Callable[[wire.Epoch, int], t.Tuple[int, int]],
+        instant: t.Callable[[wire.Epoch, int, int], t.Tuple[int, int]],
         say: t.Callable[..., None],
     ) -> None:
         self.path = path
@@ -138,7 +139,7 @@ class Waiters:
         if waiting is None or place is None:
             return
         record = _read(place)
-        decision = {"generation": generation, "at_ns": message.get("at_ns"), "reason": message.get("reason")}
+        decision = {"generation": generation, **{key: message.get(key) for key in ("at_ns", "ahead_ns", "reason")}}
         record[name] = decision
         _write(place, record)
         for client in waiting.clients:
@@ -235,7 +236,7 @@ class Waiters:
         if decision["at_ns"] is None:
             self._refuse(client, decision["reason"])
             return
-        here_ns, client.bound_ns = self._instant(epoch, decision["at_ns"])
+        here_ns, client.bound_ns = self._instant(epoch, decision["at_ns"], decision["ahead_ns"])
         self._send(client, {"at_ns": here_ns})
 
     def _refuse(self, client: _Client, reason: str) -> None:

@@ -340,7 +340,8 @@ FROM_RENDEZVOUS: t.Dict[str, Check] = {
         ),
     ),
     "settled": record(epoch=_epoch),
-    "release": record(epoch=_epoch, name=NAME, generation=GENERATION, at_ns=NANOSECONDS),
+    #: `ahead_ns` as in a pong, when the instant was decided.
+    "release": record(epoch=_epoch, name=NAME, generation=GENERATION, at_ns=NANOSECONDS, ahead_ns=NANOSECONDS),
     "deny": record(epoch=_epoch, name=NAME, generation=GENERATION, reason=REASON),
     "refuse": record(epoch=maybe(_epoch), reason=REASON),
 }

@@ -605,7 +605,8 @@ def test_an_early_exit(policy: str, end: dict[str, t.Any], stops: bool, verdict:
 def test_an_end_before_t_stops_the_others_at_t() -> None:
     scene = Scene(on_early_exit="stop_on_failure")
     scene.armed()
-    assert scene.say("a", "armed", start_ns=5, failed="the launcher was killed") == []
+    answer = scene.say("a", "armed", start_ns=5, failed="the launcher was killed")
+    assert answer == [barrier.Stop("a", "the launcher was killed")], "it may forget the trial"
     assert scene.barrier.wake_at is not None
     assert scene.barrier.wake_at < 1001
     assert [(type(a).__name__, a.member) for a in scene.tick(scene.barrier.wake_at - 1000)] == [("Stop", "b")]

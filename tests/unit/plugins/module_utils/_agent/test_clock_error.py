@@ -9,6 +9,7 @@ import time
 
 import pytest
 
+from ansible_collections.startline.lab.tests.unit.plugins.module_utils._agent.test_meeting import journal, wait
 from ansible_collections.startline.lab.tests.unit.plugins.module_utils._agent.world import until
 from benchmarks import clock_error
 
@@ -58,6 +59,32 @@ def test_who_measured_before_the_rendezvous_clock_was_slewed_says_so(tmp_path: p
             true_late_us = (world.true_start(member, "r1") + ahead_ns - result["start_ns"]) / 1e3
             assert abs(true_late_us - row["late_us"]) <= row["bound_us"]
             assert least_us <= row["bound_us"] < least_us + 10_000
+    finally:
+        world.close()
+
+
+def test_a_meeting_after_the_rendezvous_clock_was_slewed_is_as_uncertain_as_that(tmp_path: pathlib.Path) -> None:
+    world = clock_error.WrongWorld(tmp_path, ["party-0", "party-1"], random.Random(1))  # noqa: S311
+    try:
+        world.start_all()
+        slewed = tmp_path / "slewed"
+        # Who waits has the clock of its host.
+        own = f"export STARTLINE_WRONG_CLOCK={tmp_path}/$STARTLINE_MEMBER/clock"
+        early, late = (
+            wait(world, name).replace(" ", f":{tmp_path}/wrong ", 1)  # PYTHONPATH stands in front
+            for name in ("early", "late")
+        )
+        waiting = world.submit(world.trial(f"{own}; {early}; until [ -e {slewed} ]; do sleep 0.02; done; {late}"))
+        until(lambda: world.state("party-0") == "fired", what="the start")
+        until(lambda: b'"Passed"' in journal(world).read_bytes(), what="the first meeting")
+        world.slew("rendezvous", 0.0, 0.5, -0.08)
+        time.sleep(0.6)
+        slewed.touch()
+        result = world.result(waiting)
+        assert (result["verdict"], result["reasons"]) == ("valid", [])
+        before, after = (meeting["skew"]["bound_us"] for meeting in result["barriers"])
+        assert before < 10_000
+        assert 39_000 <= after < 50_000
     finally:
         world.close()
 
