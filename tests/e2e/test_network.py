@@ -138,6 +138,31 @@ def test_rules_that_somebody_changes_are_noticed(lab: Lab) -> None:
     ]
 
 
+def test_rules_that_cannot_be_removed_are_said_to_stand_and_go_with_those_of_the_next_trial(lab: Lab) -> None:
+    victim = lab.members[1]
+    pending = lab.submit(shaped(lab, "while [ ! -e /tmp/startline-go-on ]; do sleep 0.05; done", timeout=60.0))
+    lab.reach(pending, "running")
+    tc = lab.shell(victim, "command -v tc").strip()
+    try:
+        lab.shell(victim, f"mv {tc} {tc}.away")
+    finally:
+        for member in lab.members:
+            lab.shell(member, "touch /tmp/startline-go-on")
+    try:
+        result = pending.result()
+    finally:
+        lab.shell(victim, f"mv {tc}.away {tc}")
+        for member in lab.members:
+            lab.shell(member, "rm -f /tmp/startline-go-on")
+    assert result["verdict"] == "degraded"
+    networks = [result["members"][member]["network"] for member in lab.members]
+    assert [network["cleared"] for network in networks] == [True, False]
+    assert "rules are left until they remove themselves: there is no tc here" in networks[1]["problem"]
+    assert "57a1:" in qdiscs(lab, victim)
+    assert lab.submit(shaped(lab, "true")).result()["verdict"] == "valid"
+    assert "57a1:" not in qdiscs(lab, victim)
+
+
 def test_an_agent_that_never_comes_back_leaves_a_timer_that_removes_the_rules(lab: Lab) -> None:
     victim = lab.members[1]
     pending = lab.submit(shaped(lab, "while [ ! -e /tmp/startline-go-on ]; do sleep 0.05; done", timeout=60.0))

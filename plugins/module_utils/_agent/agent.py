@@ -350,7 +350,7 @@ class Agent:
 
     def _unshape(self, running: _Running, phase: t.Optional[int]) -> None:
         def done(result: t.Dict[str, t.Any]) -> None:
-            self._step(running, member.Cleared(result["problem"]))
+            self._step(running, member.Cleared(result["problem"], result.get("gone", False)))
 
         self._shaper.clear(running.trial.duty["network"], phase, done)
 

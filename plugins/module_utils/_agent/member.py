@@ -53,9 +53,10 @@ class PhaseDue(t.NamedTuple):
 
 
 class Cleared(t.NamedTuple):
-    """The rules of the network are gone; `problem` says what was wrong with them, or that they are not gone."""
+    """The rules of the network are gone, or remove themselves later; `problem` says why, or what was wrong with them."""
 
     problem: t.Optional[str] = None
+    gone: bool = True
 
 
 class StartSaid(t.NamedTuple):
@@ -344,8 +345,8 @@ class Trial:
 
     @property
     def _rules_stand(self) -> bool:
-        """Rules were asked for, and are not known to be gone."""
-        return self.network is not None and not self.network["cleared"]
+        """Rules were asked for, and nobody has tried yet to remove them."""
+        return self.network is not None and self.network["cleared"] is None
 
     @property
     def _known(self) -> Clock:
@@ -392,7 +393,7 @@ class Trial:
         self._ready = False
         if not self.duty.get("network"):
             return [Arm(), Measure()]
-        self.network = {"phases": [], "cleared": False, "problem": None}
+        self.network = {"phases": [], "cleared": None, "problem": None}
         self._shaping = True
         return [Arm(), Measure(), Shape(0)]
 
@@ -450,7 +451,7 @@ class Trial:
 
     def _clear(self) -> t.List[Action]:
         """Remove the rules, if there may be any."""
-        if self.network is None or self.network["cleared"] or self._clearing:
+        if self.network is None or self._clearing or not self._rules_stand:
             return []
         self._clearing = True
         phases = self.network["phases"]
@@ -460,7 +461,7 @@ class Trial:
         if self.network is None:
             return []
         self._clearing = False
-        self.network["cleared"] = True
+        self.network["cleared"] = event.gone
         self.network["problem"] = self.network["problem"] or event.problem
         return [Save(), Say(), *self._deliver(), *self._forget()]
 

@@ -40,7 +40,7 @@ class Shaper:
 
     def clear(self, network: Network, phase: t.Optional[int], done: Done) -> None:
         """Remove the rules, of which those of `phase` were the last. `done` gets ``problem``: what was wrong with them,
-        or that they are still there."""
+        or that they are still there; and ``gone`` if they are not."""
         self._add(lambda: _clear(network, phase), done)
 
     def _add(self, job: t.Callable[[], t.Dict[str, t.Any]], done: Done) -> None:
@@ -88,11 +88,13 @@ def _clear(network: Network, phase: t.Optional[int]) -> t.Dict[str, t.Any]:
                 problems.append("the rules that were in force were changed or removed by somebody else")
         except (OSError, _netem.NetemError) as error:
             problems.append(f"the rules could not be looked at: {_plain(error)}")
+    gone = True
     try:
         host.ensure([])
     except (OSError, _netem.NetemError) as error:
+        gone = False
         problems.append(f"rules are left until they remove themselves: {_plain(error)}")
-    return {"problem": "; ".join(problems) or None}
+    return {"problem": "; ".join(problems) or None, "gone": gone}
 
 
 def _rules(network: Network, phase: int) -> t.Tuple[t.List[t.Any], t.List[t.Any]]:

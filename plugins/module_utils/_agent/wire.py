@@ -261,10 +261,10 @@ NETWORK = record(
     phases=listing(record(at=number(0, 10**8), rules=listing(anything, 10**5)), 1000),
     exempt=listing(anything, 1000),
 )
-#: What became of it. Phase 0 was in force before T; the others since `at_ns`.
+#: What became of it. Phase 0 was in force before T; the others since `at_ns`. `cleared` is None until it was tried.
 NETWORK_DONE = record(
     phases=listing(record(phase=integer(0, 1000), at_ns=maybe(NANOSECONDS)), 10**4),
-    cleared=flag,
+    cleared=maybe(flag),
     problem=maybe(REASON),
 )
 

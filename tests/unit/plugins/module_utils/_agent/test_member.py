@@ -65,6 +65,22 @@ def test_rules_of_a_trial_without_a_start_are_removed_before_it_is_forgotten() -
     assert trial.settled
 
 
+@pytest.mark.parametrize("gone", [True, False])
+def test_rules_that_cannot_be_removed_are_said_to_stand_and_hold_nothing_up(gone: bool) -> None:
+    trial = member.Trial(EPOCH, {"upload": False, "network": {"phases": []}, "max_clock_error": 0.05})
+    trial.step(member.Prepared())
+    trial.step(member.Shaped(0, 0, {}))
+    assert trial.report()["network"]["cleared"] is None
+    trial.step(member.Measured(GOOD, 0))
+    trial.step(member.Ready(0))
+    trial.step(member.StartSaid(10 * MS, 1000 * MS, 0))
+    exit = {"code": 0, "at_ns": 20 * MS}
+    assert kinds(trial.step(member.Exited(exit))) == ["Save", "Say", "Unshape"]
+    assert kinds(trial.step(member.Cleared("they stand", gone))) == ["Save", "Say", "Measure"]
+    told = trial.report()["network"]
+    assert (told["cleared"], told["problem"]) == (gone, "they stand")
+
+
 @pytest.mark.parametrize(
     ("found", "told"),
     [
