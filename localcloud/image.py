@@ -162,7 +162,7 @@ useradd --create-home --shell /bin/bash --groups sudo {LOGIN_USER}
 rm -f /etc/ssh/ssh_host_* /usr/lib/systemd/system/multi-user.target.wants/systemd-logind.service
 systemctl --quiet mask {" ".join(MASKED)}
 systemctl --quiet disable {" ".join(DISABLED)}
-systemctl --quiet enable startline-first-boot.service startline-network.service
+systemctl --quiet enable startline-first-boot.service startline-network.service startline-clock.service
 systemctl --quiet set-default multi-user.target
 if [ -d /usr/lib/uml/modules ]; then ln -s /usr/lib/uml/modules /usr/lib/modules; fi
 ln -s poweroff.target /etc/systemd/system/ctrl-alt-del.target
