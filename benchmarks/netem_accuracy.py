@@ -40,7 +40,12 @@ SLOW: list[dict[str, t.Any]] = [
     {"rate": "1mbit"}, {"rate": "10mbit"}, {"rate": "100mbit"}, {"rate": "10mbit", "delay": "40ms"},
     {"rate": "100mbit", "delay": "40ms"}, {"rate": "10mbit", "delay": "40ms", "jitter": "1ms", "loss": "1%"},
 ]  # fmt: skip
-FAST: list[dict[str, t.Any]] = [{"rate": "1mbit"}, {"rate": "10mbit"}, {"rate": "100mbit"}, {"rate": "1gbit"}]
+RATES = ("1mbit", "10mbit", "100mbit", "1gbit")
+#: Of a rate that is shared, one gets all while the others do not want it.
+FAST: list[dict[str, t.Any]] = [
+    *({"rate": rate} for rate in RATES),
+    *({"rate": rate, "rate_group": "of three"} for rate in RATES),
+]
 
 #: Links that lose packets are asked so many times more often than others.
 LOSSY = 4
@@ -73,7 +78,8 @@ VA = _netem.Device("va")
 
 
 def batch(link: dict[str, t.Any]) -> list[str]:
-    return _netem.compile_device(VA, _netem.parse_rules([{"to": ["10.9.0.2"], **link}]))
+    others = [{"to": [f"10.9.0.{host}"], **link} for host in (3, 4) if "rate_group" in link]
+    return _netem.compile_device(VA, _netem.parse_rules([{"to": ["10.9.0.2"], **link}, *others]))
 
 
 def segments(link: dict[str, t.Any]) -> int:
