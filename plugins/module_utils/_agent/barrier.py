@@ -97,7 +97,11 @@ class Tick(t.NamedTuple):
     """Time has passed."""
 
 
-Event = t.Union[Connected, Lost, Reported, Abort, Tick, Waits, Passed]
+class Held(t.NamedTuple):
+    """What is to say T was held up, by the disk or the processor, until it was nearly too late, and has told nobody."""
+
+
+Event = t.Union[Connected, Lost, Reported, Abort, Tick, Held, Waits, Passed]
 
 # ---- actions ---------------------------------------------------------------------------------------------------------
 
@@ -348,6 +352,7 @@ class Barrier:
         self._named = NamedBarriers(())
         self._submitted = now
         self._published: t.Optional[Now] = None
+        self._put_off = 0
         self._start_steady = 0.0
         self._ended: t.Optional[Now] = None
         #: What was measured of the network that this trial is to have.
@@ -382,6 +387,14 @@ class Barrier:
             return min(self._deadline, self._start_steady)
         return min(self._deadline, self._named.wake_at)
 
+    def held(self, now: Now) -> bool:
+        """Whether so much of the time in which T has to be told is gone that it is to be put off, if nobody was told. What
+        takes longer than any lead is not waited for."""
+        if self.phase != "running" or self._published is None or self.start_ns is None:
+            return False
+        lead = self.start_ns - self._published.wall_ns
+        return lead < LEAD_MAX_NS and self.start_ns - now.wall_ns < lead / 2
+
     @property
     def members(self) -> t.Dict[str, Standing]:
         return {name: member.standing for name, member in self._members.items()}
@@ -390,8 +403,12 @@ class Barrier:
 
     def step(self, event: Event, now: Now) -> t.List[Action]:
         """Take one event; say what is to be done."""
-        if isinstance(event, (Abort, Tick)):
-            actions = self._on_abort(event, now) if isinstance(event, Abort) else []
+        if isinstance(event, Abort):
+            actions = self._on_abort(event, now)
+        elif isinstance(event, Held):
+            actions = self._on_held(now)
+        elif isinstance(event, Tick):
+            actions = []
         else:
             member = self._members.get(event.member)
             if member is None:
@@ -520,6 +537,12 @@ class Barrier:
             self._stop_wanted = event.reason
         return []
 
+    def _on_held(self, now: Now) -> t.List[Action]:
+        if self.phase != "running":
+            return []
+        self._put_off += 1
+        return self._choose_start(now)
+
     # -- decisions --
 
     def _unfit(self, report: t.Mapping[str, t.Any]) -> t.Optional[str]:
@@ -617,14 +640,18 @@ class Barrier:
 
     def _publish(self, now: Now) -> t.List[Action]:
         """The roster is armed: choose T and say it; let the others go. Happens once."""
-        lead = self._lead()
-        self.phase, self._published, self.start_ns = "running", now, now.wall_ns + lead
+        self.phase = "running"
+        self._named = NamedBarriers(member.name for member in self._roster)
+        others = [member for member in self._members.values() if member.role != "starter" and member.connected]
+        return [*self._choose_start(now), *(Stop(member.name, _LET_GO[member.role or "spare"]) for member in others)]
+
+    def _choose_start(self, now: Now) -> t.List[Action]:
+        """Choose T: twice as far away each time that it was put off."""
+        lead = min(LEAD_MAX_NS, self._lead() << self._put_off)
+        self._published, self.start_ns = now, now.wall_ns + lead
         self._start_steady = now.steady + lead / 1e9
         self._deadline = self._start_steady + self.submission["timeout"] + STOP_GRACE + EXIT_SLACK
-        self._named = NamedBarriers(member.name for member in self._roster)
-        starts: t.List[Action] = [Start(member.name, self.start_ns) for member in self._roster]
-        others = [member for member in self._members.values() if member.role != "starter" and member.connected]
-        return [*starts, *(Stop(member.name, _LET_GO[member.role or "spare"]) for member in others)]
+        return [Start(member.name, self.start_ns) for member in self._roster]
 
     def _give_up(self, outcome: str, reason: str, now: Now) -> t.List[Action]:
         """Nobody starts. Everyone who was getting ready is let go."""

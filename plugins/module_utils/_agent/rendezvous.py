@@ -47,6 +47,7 @@ _EVENTS = {
         barrier.Reported,
         barrier.Abort,
         barrier.Tick,
+        barrier.Held,
         named.Waits,
         named.Passed,
     )
@@ -79,6 +80,8 @@ class _Trial:
         self.settled = asyncio.Event()
         self.timer: t.Optional[asyncio.TimerHandle] = None
         self.decided: t.List[barrier.Action] = []
+        #: Whether somebody may know T.
+        self.told = False
         #: How far our clock was ahead when T was decided, and each instant of a named barrier: every member is told the same.
         self.ahead_ns: t.Optional[int] = None
         self.ahead_at: t.Dict[t.Tuple[str, int], int] = {}
@@ -106,12 +109,17 @@ class _Trial:
         if self.barrier is None:
             return []
         actions = self.barrier.step(event, now)
-        if self.ahead_ns is None and self.barrier.start_ns is not None:
+        if self.barrier.start_ns is not None and (self.ahead_ns is None or isinstance(event, barrier.Held)):
             self.ahead_ns = ahead_ns
         for action in actions:
             if isinstance(action, named.Release):
                 self.ahead_at.setdefault((action.name, action.generation), ahead_ns)
         return actions
+
+    @property
+    def started(self) -> bool:
+        """Whether T is chosen."""
+        return self.barrier is not None and self.barrier.start_ns is not None
 
     def keep(self) -> None:
         """Write what is left of a trial that is over in its journal's place, whole or not at all, and forget the rest."""
@@ -243,6 +251,7 @@ class Rendezvous:
         found = [entry for entry in replayed if entry is not None]
         for _order, last, trial in sorted(found, key=lambda entry: entry[:2]):
             self._trials[trial.epoch] = trial
+            trial.told = trial.started  # as far as we know
             newest = max(newest, last)
         # But never back behind what the journals have seen.
         self._steady_base = newest - time.monotonic()
@@ -514,6 +523,12 @@ class Rendezvous:
                     os.fdatasync(trial.file.fileno())
                 except OSError as error:
                     self._give_up(trial, error)
+            if trial.barrier is not None and not trial.told and trial.barrier.held(self._now()):
+                # Neither we nor the journal have told anybody, so another T is as good, and can be heard in time.
+                log("T put off", epoch=trial.epoch)
+                trial.decided = [action for action in actions if not isinstance(action, barrier.Start)]
+                self._event(trial, barrier.Held())
+                continue
             self._perform(trial, actions)
 
     def _arrange(self, trial: _Trial) -> None:
@@ -538,6 +553,7 @@ class Rendezvous:
             else:
                 peer = self._peers.get(action.member)
                 if isinstance(action, barrier.Start):
+                    trial.told = True
                     if start is None:
                         latest = action.start_ns + barrier.LATE_LIMIT_NS
                         when = {"start_ns": action.start_ns, "latest_ns": latest, "ahead_ns": trial.ahead_ns}

@@ -612,6 +612,25 @@ def test_an_end_before_t_stops_the_others_at_t() -> None:
     assert [(type(a).__name__, a.member) for a in scene.tick(scene.barrier.wake_at - 1000)] == [("Stop", "b")]
 
 
+def test_t_is_put_off_while_it_cannot_be_told_in_time() -> None:
+    scene = Scene()
+    scene.armed()
+    first = scene.barrier.start_ns
+    lead = barrier.lead_ns([200_000, 200_000], 2) / 1e9
+    assert first is not None
+    assert not scene.barrier.held(at(lead * 0.4))
+    assert scene.barrier.held(at(lead * 0.6))
+    late = at(lead * 3)
+    told = scene.barrier.step(barrier.Held(), late)
+    second = scene.barrier.start_ns
+    assert told == [barrier.Start("a", second), barrier.Start("b", second)]
+    assert second == late.wall_ns + 2 * barrier.lead_ns([200_000, 200_000], 2), "twice as far away"
+    assert scene.barrier.result()["lead_s"] == pytest.approx(2 * lead)
+    for _time in range(20):
+        scene.barrier.step(barrier.Held(), late)
+    assert not scene.barrier.held(at(1000)), "what takes longer than any lead is not waited for"
+
+
 @pytest.mark.parametrize("why", ["asked for", "the trial's time is over"])
 def test_nobody_is_told_to_start_once_the_others_were_stopped(why: str) -> None:
     scene = Scene()
@@ -864,6 +883,8 @@ class Universe:
         #: Of those who start: the furthest state and the first failure that the rendezvous was told since T was published.
         self.told: dict[str, tuple[str, str | None]] = {}
         self.released: dict[int, int] = {}
+        #: Seconds that saying T is held up, before each try.
+        self.stalls: list[float] = []
 
     @property
     def now(self) -> barrier.Now:
@@ -900,6 +921,16 @@ class Universe:
             if self.trial["form"]:
                 meant = {name for group in barrier.seats_of(self.trial) for name in group.meant}
                 assert self.roster == meant, "started others than the files were made for"
+            for stall in self.stalls:
+                self.seconds += stall
+                if not self.barrier.held(self.now):
+                    break
+                # As the rendezvous does: nobody has been told yet.
+                self.journal.append((barrier.Held(), self.now))
+                rest = [action for action in actions if not isinstance(action, barrier.Start)]
+                actions = [*rest, *self.barrier.step(barrier.Held(), self.now)]
+                assert (self.barrier.start_ns or 0) > self.wall_ns
+                assert {a.member for a in actions if isinstance(a, barrier.Start)} == self.roster
         self.perform(actions)
 
     def perform(self, actions: t.Iterable[barrier.Action]) -> None:
@@ -1116,6 +1147,7 @@ def universes(draw: st.DrawFn, most: int = 6) -> Universe:
                 least = draw(st.integers(1, min(wanted, len(members))))
                 changes["seats"].append({"members": members, "seats": wanted, "least": least})
     universe = Universe(count, **changes)
+    universe.stalls = draw(st.lists(st.sampled_from([0.0, 0.05, 0.3, 40.0]), max_size=3))
     for host in universe.hosts.values():
         host.shaped = draw(st.booleans())
     return universe

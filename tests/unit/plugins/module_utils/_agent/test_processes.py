@@ -145,6 +145,18 @@ def test_trials_follow_each_other_at_once(make_world: Make) -> None:
     assert second["start"] - first["ended"] < 1.0
 
 
+def test_a_slow_disk_of_the_rendezvous_makes_nobody_late(make_world: Make) -> None:
+    world = make_world(2)
+    slow = "import os, time\nsync = os.fdatasync\nos.fdatasync = lambda number: (time.sleep(0.2), sync(number))\n"
+    world.write("slow/sitecustomize.py", slow)
+    world.extra_environment = {"PYTHONPATH": f"{world.environment['PYTHONPATH']}:{world.directory}/slow"}
+    world.start_all()
+    result = world.run(world.trial("true"))
+    assert (result["verdict"], result["reasons"]) == ("valid", [])
+    assert result["lead_s"] >= 0.4, "twice what the disk takes"
+    assert "T put off" in world.log("rendezvous")
+
+
 def test_exit_codes_and_signals_are_told(make_world: Make) -> None:
     world = make_world(3)
     world.start_all()
