@@ -203,13 +203,15 @@ class Estimate:
     def add(self, sent_ns: int, came_ns: int, went_ns: int, back_ns: int, ahead_ns: int) -> None:
         """One exchange: sent and back on this host's CLOCK_MONOTONIC, came and went on the rendezvous' clock, and how far
         that was ahead when it went."""
+        # Of the rendezvous' clock only these two readings count, and it may have been slewed between them.
+        slewed = int((went_ns - came_ns) * SLEW)
         round_trip = (back_ns - sent_ns) - (went_ns - came_ns)
         self.samples += 1
-        if round_trip < 0 or went_ns < came_ns:
+        if went_ns < came_ns or round_trip < -slewed - 1:
             return  # the rendezvous was restarted in the middle of it, or makes its times up
+        round_trip = max(0, round_trip)
         offset = ((sent_ns - came_ns) + (back_ns - went_ns)) // 2
-        # Of the rendezvous' clock only these two readings count, and it may have been slewed between them.
-        error = round_trip // 2 + 1 + int((went_ns - came_ns) * SLEW)
+        error = round_trip // 2 + 1 + slewed
         self._kept.append(_Sample(round_trip, offset, error, back_ns, ahead_ns))
 
     def clock(self, now: Reading) -> t.Optional[Clock]:
