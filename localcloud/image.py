@@ -39,7 +39,9 @@ PACKAGES = (
 MASKED = (
     "apt-daily-upgrade.timer", "apt-daily.timer", "console-getty.service", "dev-hugepages.mount",
     "dpkg-db-backup.timer", "e2scrub_all.timer", "e2scrub_reap.service", "fstrim.timer", "getty.target",
-    "systemd-journal-flush.service",
+    "modprobe@.service", "proc-sys-fs-binfmt_misc.automount", "proc-sys-fs-binfmt_misc.mount",
+    "sys-fs-fuse-connections.mount", "sys-kernel-config.mount", "sys-kernel-debug.mount",
+    "sys-kernel-tracing.mount", "systemd-binfmt.service", "systemd-journal-flush.service",
     "systemd-modules-load.service", "systemd-pstore.service", "systemd-random-seed.service",
     "systemd-remount-fs.service", "systemd-update-utmp-runlevel.service", "systemd-update-utmp.service",
 )  # fmt: skip
@@ -179,7 +181,7 @@ def _build(digest: str, distribution: t.Mapping[str, str], files: t.Mapping[str,
             path = stage / name
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(content)
-            path.chmod(0o644)
+            path.chmod(0o755 if content.startswith(b"#!") else 0o644)
         root.parent.mkdir()
         # The stage goes in before the first package: its mirrors, proxies and dpkg options hold for the build itself.
         _logged(

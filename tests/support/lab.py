@@ -134,6 +134,11 @@ class Lab:
         nspawn = subprocess.check_output(["pgrep", "--full", machine], text=True).strip()
         return int(subprocess.check_output(["pgrep", "--parent", nspawn], text=True))
 
+    def spool(self, member: str, pending: Pending) -> pathlib.Path:
+        """Where a host of the machine's own kernel has a trial's record and evidence; within reach even when it is cut off."""
+        where = "/".join(str(part) for part in pending.epoch.values())
+        return pathlib.Path(f"/proc/{self._init(member)}/root/var/lib/startline/trials/{where}")
+
     def power_off(self, member: str) -> None:
         """End a host of the machine's own kernel for good, as a power cut does: it says nothing to anybody any more."""
         self._link(member, "down")
@@ -144,8 +149,7 @@ class Lab:
 
         T is what the agent has written down when it was told, some 60 ms before. Hosts and machine read one clock."""
         init = self._init(member)
-        where = "/".join(str(part) for part in pending.epoch.values())
-        record = pathlib.Path(f"/proc/{init}/root/var/lib/startline/trials/{where}/record.json")
+        record = self.spool(member, pending) / "record.json"
         give_up = time.monotonic() + 30
         start_ns = None
         while start_ns is None:

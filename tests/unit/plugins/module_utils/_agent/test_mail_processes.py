@@ -281,6 +281,22 @@ def test_a_letter_that_cannot_be_read_holds_up_nobody_else(mailed: t.Callable[..
     assert "lost" not in world.log("rendezvous")
 
 
+def test_an_outage_is_over_for_the_next_trial(mailed: t.Callable[..., World], store: MotoStore) -> None:
+    """Its lead goes by how fast letters are now, not by the letter that the outage held up."""
+    world = mailed(2)
+    world.start_all()
+    connected(world, "party-0", "party-1")
+    store.fault = lambda environ: (503, "SlowDown") if environ["PATH_INFO"].endswith("/party-1") else None
+    outage = 10.0
+    assert world.run(trial(world, deadline=outage))["reasons"] == [f"after {outage:g} s not armed: party-1 (connected)"]
+    waiting = world.submit(trial(world, trial_id="r2", deadline=60))
+    until(lambda: world.state("party-0", "r2") == "armed", what="that the next trial waits for party-1")
+    store.fault = lambda environ: None
+    result = world.result(waiting)
+    assert result["verdict"] == "valid", result["reasons"]
+    assert result["lead_s"] < outage
+
+
 def test_grants_are_renewed_and_survive_the_agent(mailed: t.Callable[..., World], store: MotoStore) -> None:
     world = mailed(1)
     path = world.directory / "party-0/mailbox.json"
