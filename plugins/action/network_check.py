@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import itertools
 import pathlib
 import typing as t
 
@@ -62,7 +63,10 @@ class ActionModule(start_barrier.ActionModule):
             "endpoint_url": options.endpoint_url,
         }
 
-        def measure(shaped: t.Mapping[str, t.Any], check: dict[str, t.Any], attempt: int) -> _network_check.Results:
+        def measure(
+            shaped: t.Mapping[str, t.Any], check: dict[str, t.Any], attempt: int
+        ) -> tuple[_network_check.Results, bool]:
+            """What was measured, and whether all took part."""
             composed = _network_check.compose_check(
                 shaped, check, args["hosts"], run_id=args["run_id"], attempt=attempt, evidence=evidence
             )
@@ -74,9 +78,8 @@ class ActionModule(start_barrier.ActionModule):
             name = submission["trial_id"]
             bodies = store.read_members(name, attempt, check["members"], "stdout")
             outputs = {member: body.decode("utf-8", "replace") for member, body in bodies.items()}
-            return _network_check.read_outputs(
-                _network_check.probes_of(check), outputs, _network_check.absent(check, found)
-            )
+            absent = _network_check.absent(check, found)
+            return _network_check.read_outputs(_network_check.probes_of(check), outputs, absent), not absent
 
         reports: dict[str, dict[str, t.Any]] = {}
         baseline: _network_check.Results = {}
@@ -84,19 +87,24 @@ class ActionModule(start_barrier.ActionModule):
             attempt = store.next_attempt(_network_check.trial_id(check))
             network = check["network"]
             if network is None:
-                baseline = measure(plan, check, attempt)
+                baseline, _complete = measure(plan, check, attempt)
                 continue
             delays, problems = _network_check.compensation(plan, network, baseline)
             shaped = _network_check.with_delays(plan, network, delays)
             known = {"delays": delays, "problems": problems}
             nothing = problems or not check["probes"]
-            measured = {} if nothing else dict(measure(shaped, check, attempt))
+            measured = {} if nothing else dict(measure(shaped, check, attempt)[0])
             report = _network_check.judge_check(plan, check, measured, baseline, attempt=attempt, **known)
-            again = _network_check.off(check, report)
-            if again is not None:
+            known["again"], complete = 0, True
+            for before in itertools.count():
+                # Once more, as with all that is off; but a host that is still missing is waited for no longer.
+                again = _network_check.off(check, report, before) if complete else None
+                if again is None:
+                    break
                 attempt += 1
-                measured = _network_check.renewed(measured, again, measure(shaped, again, attempt))
-                known["again"] = len(again["probes"])
+                later, complete = measure(shaped, again, attempt)
+                measured = _network_check.renewed(measured, again, later)
+                known["again"] += len(again["probes"])
                 report = _network_check.judge_check(plan, check, measured, baseline, attempt=attempt, **known)
             reports[network] = report
             self._display.display(f"{network}: {_network_check.summary({network: reports[network]})}")

@@ -62,6 +62,13 @@ RATE_SECONDS: t.Final = 2
 RATE_PORT: t.Final = 5201
 #: Where packets are lost TCP finds what loss and round trip leave it; a flow of more than the rate finds the rate.
 OFFERED: t.Final = 1.5
+#: Milliseconds between two bursts of that flow. Fewer take less of a host's processor; 1 ms, iperf3's own, takes half as
+#: much again of a small host.
+PACE_MS: t.Final = 10.0
+#: How often what was off is measured again: pings, whose limits are of chance, and rates, which a host that is held up can
+#: only make lower.
+PINGS_AGAIN: t.Final = 1
+RATES_AGAIN: t.Final = 3
 #: Bytes that one TCP connection can have under way with the usual limits of its buffers.
 TCP_WINDOW: t.Final = 2_000_000
 #: Full frames that a rate is measured with at least, and seconds that no rate is worth more of.
@@ -120,6 +127,8 @@ class Probe:
     arriving: float = 1.0
     #: How long a packet may wait for the rate, in both directions together.
     queue: float = 0.0
+    #: How far apart bursts of datagrams may be so that the queue of the rate does not run empty.
+    pace: float = 1.0
     #: The smaller rate of both directions.
     slowest: int = 0
     #: What is measured of this pair. A rate is asked for whether it is measured here or not.
@@ -292,14 +301,22 @@ def _check(check_id: str, network: str | None, members: list[str], probes: list[
     }
 
 
-def off(check: t.Mapping[str, t.Any], network: t.Mapping[str, t.Any]) -> dict[str, t.Any] | None:
-    """The check of what was off by a report, to be measured once more: a host may have been held up. None where nothing
-    was. What pings or the rate of a pair have shown to be right is not asked again.
+def off(check: t.Mapping[str, t.Any], network: t.Mapping[str, t.Any], before: int = 0) -> dict[str, t.Any] | None:
+    """The check of what was off by a report, to be measured once more, each rate on its own: a host may have been held up,
+    by other pairs too. None where nothing was, or it was measured again often enough. What pings or the rate of a pair have
+    shown to be right is not asked again.
+
+    Args:
+        check: one of the plan's.
+        network: the report.
+        before: how often something was measured again.
     """
+    left = {kind for kind, most in (("ping", PINGS_AGAIN), ("rate", RATES_AGAIN)) if before < most}
     wrong = {
         (pair["from"], pair["to"]): {
             "rate" if entry["metric"] == "rate" else "ping" for entry in pair["metrics"] if not entry["right"]
         }
+        & left
         for pair in network["pairs"]
     }
     probes = [
@@ -307,7 +324,7 @@ def off(check: t.Mapping[str, t.Any], network: t.Mapping[str, t.Any]) -> dict[st
         for values in check["probes"]
         if (kinds := wrong.get((values["source"], values["target"])))
     ]
-    return {**check, "probes": probes} if probes else None
+    return {**check, "probes": probes, "alone": True} if probes else None
 
 
 def renewed(measured: Results, again: t.Mapping[str, t.Any], later: Results) -> dict[tuple[str, str], Measured]:
@@ -446,6 +463,7 @@ def _probe(pair: tuple[str, str], there: tc.Shape, back: tc.Shape, pinged: bool,
         datagrams=bool(there.loss or there.corrupt or there.duplicate or overtaken or back.loss or back.corrupt),
         arriving=1 - there.corrupt / 100,
         queue=sum(_queue(shape) for shape in (there, back)),
+        pace=min(PACE_MS, max(1.0, _queue(there) / 2)),
         slowest=min((shape.rate for shape in (there, back) if shape.rate), default=0),
         pinged=pinged,
         rated=rated and there.loss < 100 and back.loss < 100,
@@ -529,9 +547,10 @@ class Step:
         return [probe.target for probe in self.probes]
 
 
-def schedule(probes: t.Sequence[Probe], count: int = PINGS) -> list[Step]:
+def schedule(probes: t.Sequence[Probe], count: int = PINGS, alone: bool = False) -> list[Step]:
     """What runs when. Pings on links without jitter go all at once; with it in rounds, for a packet that follows another
-    too soon waits for it, whoever sent it; rates in rounds too, for they would share what they measure.
+    too soon waits for it, whoever sent it; rates in rounds too, for they would share what they measure, or (`alone`) one by
+    one.
 
     Where packets are lost, as many go as tell it from none, closer to each other if need be; where there is no time for
     that, as many as elsewhere.
@@ -555,7 +574,8 @@ def schedule(probes: t.Sequence[Probe], count: int = PINGS) -> list[Step]:
             by_source.setdefault(probe.source, []).append(probe)
         steps += [Step("ping", source, tuple(own), at, seconds, packets, interval) for source, own in by_source.items()]
         at += seconds
-    for together in rounds([probe for probe in probes if probe.rated and probe.rate]):
+    rated = [probe for probe in probes if probe.rated and probe.rate]
+    for together in [[probe] for probe in rated] if alone else rounds(rated):
         seconds = max(map(_rate_slot, together))
         steps += [Step("rate", probe.source, (probe,), at, seconds) for probe in together]
         at += seconds
@@ -580,7 +600,8 @@ def probes_of(check: t.Mapping[str, t.Any]) -> list[Probe]:
 
 def steps_of(check: t.Mapping[str, t.Any]) -> list[Step]:
     """Its schedule."""
-    return schedule(probes_of(check), FEWER_PINGS if check["network"] is None else PINGS)
+    count = FEWER_PINGS if check["network"] is None else PINGS
+    return schedule(probes_of(check), count, check.get("alone", False))
 
 
 def _interval(probes: t.Sequence[Probe], hurried: bool = False) -> int:
@@ -775,6 +796,8 @@ def rate_command(address: str, probe: Probe, port: int = RATE_PORT) -> list[str]
             "--udp",
             "--bitrate",
             f"{probe.rate * OFFERED:.0f}",
+            "--pacing-timer",
+            f"{probe.pace * 1000:.0f}",
             "--length",
             str(UDP_PAYLOAD),
         ]
@@ -1169,7 +1192,7 @@ def judge_check(
         attempt: of the check.
         delays: of the links, if the baseline was compensated.
         problems: why it cannot be; then nothing was measured.
-        again: pairs that were measured twice.
+        again: how many measurements of a pair were repeated.
     """
     nothing = Measured(ping_problem="it was not measured")
     probes = probes_of(check)
@@ -1219,7 +1242,7 @@ def report(
         problems: why the network cannot be made at all.
         delays: of the links, where they are not those of the plan.
         attempt: of the check.
-        again: pairs that were measured twice.
+        again: how many measurements of a pair were repeated.
     """
     pairs = [
         {

@@ -365,11 +365,13 @@ END"""
 
 def test_files_there_are_of_who_makes_them(lab: Lab, uml: str) -> None:
     """Made, left and gone on with: as by an ordinary user's programs, in a directory of its own and in a shared one."""
-    for place in ("$HOME", "/tmp"):
-        lab.ssh(uml, f"mkdir -m 700 {place}/mine && echo one >{place}/mine/file")
-        seen = lab.ssh(uml, f"cd {place}/mine && mkdir below && echo two >>file && stat -c %U . below file && cat file")
-        assert seen.split() == ["admin", "admin", "admin", "one", "two"], place
-        lab.ssh(uml, f"rm -r {place}/mine")
+    places = "for place in ~ /tmp; do mine=$place/mine; "
+    lab.ssh(uml, f"set -e; {places} mkdir -m 700 $mine; echo one >$mine/file; done")
+    seen = lab.ssh(
+        uml, f"set -e; {places} mkdir $mine/below; cd $mine; echo two >>file; stat -c %U . below file; cat file; done"
+    )
+    assert seen.split() == ["admin", "admin", "admin", "one", "two"] * 2
+    lab.ssh(uml, f"set -e; {places} rm -r $mine; done")
 
 
 def test_its_netem_delays_also_where_the_machine_has_none(lab: Lab, hosts: list[str], uml: str) -> None:

@@ -293,7 +293,7 @@ def test_the_commands_suit_the_probe() -> None:
     probe = Probe("a", "b", rtt=80, jitter=0, loss=0, rate=10_000_000)
     assert "--udp" not in check.rate_command("10.0.0.2", probe)
     lossy = Probe("a", "b", rtt=80, jitter=1, loss=1, rate=10_000_000, datagrams=True)
-    assert check.rate_command("10.0.0.2", lossy)[-5:] == ["--udp", "--bitrate", "15000000", "--length", "1472"]
+    assert check.rate_command("10.0.0.2", lossy)[-7:-2] == ["--udp", "--bitrate", "15000000", "--pacing-timer", "1000"]
     # Buffers of one connection do not hold what is under way.
     fat = Probe("a", "b", rtt=80, jitter=0, loss=0, rate=1_000_000_000, queue=160)
     assert check.rate_command("10.0.0.2", fat)[-2:] == ["--parallel", "15"]
@@ -700,6 +700,33 @@ def test_what_is_off_is_measured_once_more() -> None:
         second.pair: Measured((40.1,), 5e6),
         ("a", "b"): Measured((1.0,)),
     }
+
+
+def test_rates_are_measured_again_one_by_one_and_three_times_at_most() -> None:
+    plan = expanded("{party: {party: {delay: 1ms, rate: 10mbit}}}", count=4)
+    network = check.judge_check(plan, plan["checks"][1], {}, {}, attempt=1)
+    found = [check.off(plan["checks"][1], network, before) for before in range(4)]
+    assert found[3] is None
+    assert found[0] is not None
+    assert any(probe["pinged"] for probe in found[0]["probes"])
+    for again in found[1:3]:
+        assert again is not None
+        steps = check.steps_of(again)
+        assert {step.kind for step in steps} == {"rate"}, "pings have limits of chance: they are asked again once"
+        assert len({step.at for step in steps}) == len(steps) == 4
+    together = [step for step in check.steps_of(plan["checks"][1]) if step.kind == "rate"]
+    assert len({step.at for step in together}) < len(together)
+
+
+@pytest.mark.parametrize(
+    ("link", "pace"), [({}, 10), ({"queue": "6ms"}, 3), ({"queue": "1ms"}, 1), ({"delay": "90ms"}, 10)]
+)
+def test_the_queue_of_a_rate_does_not_run_empty_between_two_bursts(link: dict[str, str], pace: float) -> None:
+    [rule] = tc.parse_rules([{"to": ["10.0.0.2"], "rate": "8mbit", "loss": "1%", **link}])
+    [back] = tc.parse_rules([{"to": ["10.0.0.1"], "rate": "1mbit", "queue": "2s"}])
+    probe = check._probe(("a", "b"), rule.shape, back.shape, True, True)
+    command = check.rate_command("10.0.0.2", probe)
+    assert command[command.index("--pacing-timer") + 1] == f"{pace * 1000:g}"
 
 
 def test_a_report_of_many_deviations_has_few_reasons() -> None:
