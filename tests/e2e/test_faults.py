@@ -134,27 +134,31 @@ def test_a_host_that_never_comes_up_is_named_and_the_rest_is_cleaned_up(cloud: N
     assert run_resources(ec2, ended.run_id) == []
 
 
-@pytest.mark.parametrize(
-    "stage",
-    [
-        "PLAY [Provision the fleet]",
-        "TASK [startline.lab.fleet : Present | Wait",
-        "PLAY [Configure the hosts]",
-        "TASK [Run the trial]",
-        "PLAY [Collect",
-        "PLAY [Destroy",
-    ],
+#: A line that is printed where each begins.
+STAGES = (
+    "PLAY [Provision the fleet]",
+    "TASK [startline.lab.fleet : Present | Wait",
+    "PLAY [Configure the hosts]",
+    "TASK [Run the trial]",
+    "PLAY [Collect",
+    "PLAY [Destroy",
 )
-def test_the_same_command_completes_a_run_that_was_killed(cloud: None, ec2: t.Any, stage: str) -> None:
-    killed = playbook_killed_at(stage, "site.yml", "-e", TINY)
-    assert killed.returncode == -9
+
+
+def test_the_same_command_completes_a_run_that_was_killed_in_every_stage(cloud: None, ec2: t.Any) -> None:
+    begun = []
+    for stage in STAGES:
+        killed = playbook_killed_at(stage, "site.yml", "-e", TINY)
+        assert killed.returncode == -9, f"it never came to {stage}: {killed.output[-4000:]}"
+        begun.append(killed)
     again = playbook("site.yml", "-e", TINY)
     assert again.returncode == 0, again.output[-4000:]
-    assert again.run_id == killed.run_id
-    assert f"Going on with run {killed.run_id}" in again.output
-    run = json.loads((PROJECT / "results" / "tiny" / killed.run_id / "run.json").read_text())
+    first = begun[0].run_id
+    for ended in (*begun[1:], again):
+        assert f"Going on with run {first}" in ended.output
+    run = json.loads((PROJECT / "results" / "tiny" / first / "run.json").read_text())
     assert run["verdict"] == "valid"
-    assert run_resources(ec2, killed.run_id) == []
+    assert run_resources(ec2, first) == []
 
 
 def test_a_controller_killed_while_a_trial_runs_attaches_to_it(cloud: None, ec2: t.Any, tmp_path: pathlib.Path) -> None:
@@ -182,11 +186,8 @@ def test_a_controller_killed_while_a_trial_runs_attaches_to_it(cloud: None, ec2:
     assert run_resources(ec2, again.run_id) == []
 
 
-@pytest.mark.parametrize(
-    "stage", ["TASK [startline.lab.fleet : Network | Create the subnet", "PLAY [Configure the hosts]"]
-)
-def test_destroy_alone_leaves_nothing_of_a_run_that_was_killed(cloud: None, ec2: t.Any, stage: str) -> None:
-    killed = playbook_killed_at(stage, "site.yml", "-e", TINY)
+def test_destroy_alone_leaves_nothing_of_a_run_that_was_killed(cloud: None, ec2: t.Any) -> None:
+    killed = playbook_killed_at("TASK [startline.lab.fleet : Network | Create the subnet", "site.yml", "-e", TINY)
     assert run_resources(ec2, killed.run_id)
     gone = playbook("playbooks/destroy.yml", "-e", f"run={killed.run_id}")
     assert gone.returncode == 0, gone.output[-4000:]
@@ -196,7 +197,10 @@ def test_destroy_alone_leaves_nothing_of_a_run_that_was_killed(cloud: None, ec2:
 def test_a_run_whose_fleet_was_destroyed_is_completed_on_new_hosts(cloud: None, ec2: t.Any) -> None:
     # The new hosts get the old ones' addresses, with other host keys.
     killed = playbook_killed_at("PLAY [Run the trials]", "site.yml", "-e", TINY)
-    assert playbook("playbooks/destroy.yml", "-e", f"run={killed.run_id}").returncode == 0
+    assert run_resources(ec2, killed.run_id)
+    gone = playbook("playbooks/destroy.yml", "-e", f"run={killed.run_id}")
+    assert gone.returncode == 0, gone.output[-4000:]
+    assert run_resources(ec2, killed.run_id) == []
     again = playbook("site.yml", "-e", TINY)
     assert again.returncode == 0, again.output[-4000:]
     assert again.run_id == killed.run_id
