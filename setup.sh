@@ -35,7 +35,7 @@ command -v apt-get >/dev/null 2>&1 ||
 [ -z "$obstacles" ] || die "this machine cannot run the local cloud:$obstacles"
 
 # --- System packages: only those that are missing.
-wanted="systemd-container mmdebstrap e2fsprogs nftables iproute2 openssh-client git ca-certificates"
+wanted="systemd-container mmdebstrap nftables iproute2 openssh-client git ca-certificates"
 # User-mode Linux needs help with such a processor (localcloud/uml_xstate.c).
 grep -qw amx_tile /proc/cpuinfo && wanted="$wanted gcc libc6-dev"
 [ -n "$dev" ] && wanted="$wanted gcc libc6-dev shellcheck chromium fonts-dejavu-core fping iperf3 kmod user-mode-linux"

@@ -28,7 +28,6 @@ REBOOT = 133
 # How long an orderly shutdown may take before the host is cut off.
 GRACE = 10.0
 UML_MEMORY = "512M"
-UML_DISK = 16 * 2**30  # bytes; what is not written costs nothing
 PACKAGES = STATE / "cache" / "apt"
 _ARCHIVES = Path("var/cache/apt/archives")
 # Setting up is CPU: more at once than this only makes all of them late together.
@@ -45,7 +44,6 @@ class Host:
         self._fabric = fabric
         self._directory = INSTANCES / self.id
         self._root = self._directory / "root"
-        self._disk = self._directory / "disk"
         self._cgroup = f"hosts/{self.id}"
         self._lock = threading.Lock()  # guards what follows
         self._process: subprocess.Popen[bytes] | None = None
@@ -140,11 +138,6 @@ class Host:
             (self._root / "etc/resolv.conf").write_text(servers)
             (self._root / "etc/hosts").write_text(f"127.0.0.1 localhost\n{self._port.address} {name}\n")
 
-        if first and self._kernel:
-            with self._disk.open("wb") as disk:
-                disk.truncate(UML_DISK)
-            run("mkfs.ext4", "-q", "-E", "lazy_itable_init=1,lazy_journal_init=1", str(self._disk))
-
     def _configure_network(self) -> None:
         if self._kernel is None:
             machine.ip_batch(*self._port.configuration, netns=self.id)
@@ -181,8 +174,7 @@ class Host:
             *("nsenter", f"--net={NETNS / self.id}", str(self._kernel)),
             f"mem={UML_MEMORY}",
             *(f"umid={self.id}", f"uml_dir={UML}/"),
-            *("root=/dev/root", "rootfstype=hostfs", f"rootflags={self._root}", "rw", f"ubd0={self._disk}"),
-            "init=/usr/lib/startline/uml-init",
+            *("root=/dev/root", "rootfstype=hostfs", f"rootflags={self._root}", "rw", "init=/lib/systemd/systemd"),
             f"vec0:transport=raw,ifname={HOST_INTERFACE},depth=128,gro=0",
             *("con=null", "con0=null,fd:1", "selinux=0"),
         ]

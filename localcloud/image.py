@@ -164,7 +164,7 @@ useradd --create-home --shell /bin/bash --groups sudo {LOGIN_USER}
 rm -f /etc/ssh/ssh_host_* /usr/lib/systemd/system/multi-user.target.wants/systemd-logind.service
 systemctl --quiet mask {" ".join(MASKED)}
 systemctl --quiet disable {" ".join(DISABLED)}
-systemctl --quiet enable startline-first-boot.service startline-network.service startline-clock.service
+systemctl --quiet enable startline-first-boot.service startline-network.service startline-clock.service tmp.mount
 systemctl --quiet set-default multi-user.target
 if [ -d /usr/lib/uml/modules ]; then ln -s /usr/lib/uml/modules /usr/lib/modules; fi
 ln -s poweroff.target /etc/systemd/system/ctrl-alt-del.target
@@ -181,7 +181,7 @@ def _build(digest: str, distribution: t.Mapping[str, str], files: t.Mapping[str,
             path = stage / name
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(content)
-            path.chmod(0o755 if content.startswith(b"#!") else 0o644)
+            path.chmod(0o644)
         root.parent.mkdir()
         # The stage goes in before the first package: its mirrors, proxies and dpkg options hold for the build itself.
         _logged(

@@ -44,7 +44,6 @@ LIMITS_BEFORE = RUN / "limits.json"
 TOOLS = {
     "systemd-nspawn": "systemd-container",
     "mmdebstrap": "mmdebstrap",
-    "mkfs.ext4": "e2fsprogs",
     "nft": "nftables",
     "ip": "iproute2",
 }
