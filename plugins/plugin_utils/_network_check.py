@@ -71,6 +71,10 @@ PINGS_AGAIN: t.Final = 1
 RATES_AGAIN: t.Final = 3
 #: Bytes that one TCP connection can have under way with the usual limits of its buffers.
 TCP_WINDOW: t.Final = 2_000_000
+#: Bytes that it begins with (RFC 6928), and how many are used at most so that together they fill the link at once. A host
+#: that is held up ends the doubling of a single one too early (HyStart takes it for a queue), and it fills the link late.
+TCP_BEGIN: t.Final = 10 * 1448
+TCP_STREAMS: t.Final = 8
 #: Full frames that a rate is measured with at least, and seconds that no rate is worth more of.
 RATE_FRAMES: t.Final = 100
 RATE_SECONDS_MOST: t.Final = 15
@@ -801,7 +805,8 @@ def rate_command(address: str, probe: Probe, port: int = RATE_PORT) -> list[str]
             "--length",
             str(UDP_PAYLOAD),
         ]
-    streams = min(16, math.ceil(probe.rate / 8 * (probe.rtt + probe.queue) / 1e3 / TCP_WINDOW))
+    filling = min(TCP_STREAMS, math.ceil(probe.rate / 8 * probe.rtt / 1e3 / TCP_BEGIN))
+    streams = min(16, max(filling, math.ceil(probe.rate / 8 * (probe.rtt + probe.queue) / 1e3 / TCP_WINDOW)))
     return [*command, "--parallel", str(streams)] if streams > 1 else command
 
 

@@ -297,6 +297,11 @@ def test_the_commands_suit_the_probe() -> None:
     # Buffers of one connection do not hold what is under way.
     fat = Probe("a", "b", rtt=80, jitter=0, loss=0, rate=1_000_000_000, queue=160)
     assert check.rate_command("10.0.0.2", fat)[-2:] == ["--parallel", "15"]
+    # The first windows of several fill the link, however soon each of them ends its slow start.
+    far = Probe("a", "b", rtt=110, jitter=0, loss=0, rate=8_000_000)
+    assert check.rate_command("10.0.0.2", far)[-2:] == ["--parallel", "8"]
+    near = Probe("a", "b", rtt=1, jitter=0, loss=0, rate=8_000_000)
+    assert "--parallel" not in check.rate_command("10.0.0.2", near)
     # Two seconds are 42 frames of a slow link, and TCP needs round trips to fill a long one.
     slow = check.rate_command("10.0.0.2", Probe("a", "b", rtt=800, jitter=0, loss=0, rate=256_000))
     assert slow[2:6] == ["--omit", "3", "--time", "5"]
