@@ -274,7 +274,7 @@ def test_a_check_is_a_trial_in_which_every_member_has_its_program() -> None:
     assert (ping["kind"], list(ping["targets"].values())) == ("ping", PARTIES[1:])
     assert ping["command"][:7] == ["fping", "-q", "-C", "200", "-p", "10", "-i"]
     assert rate["targets"] == {"10.0.0.2": "party-1"}
-    assert rate["command"][-4:] == ["--port", "5201", "--client", "10.0.0.2"]
+    assert rate["command"][-6:] == ["--port", "5201", "--client", "10.0.0.2", "--parallel", "6"]
     assert [server[-1] for server in second["servers"]] == ["5201"]
     assert second["until"] > rate["at"] + rate["limit"] - 1
 
