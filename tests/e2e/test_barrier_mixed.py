@@ -94,8 +94,8 @@ def test_a_host_whose_mailbox_is_out_of_reach_is_named_by_the_deadline(lab: Lab)
 
 def test_a_mailbox_out_of_reach_during_the_trial_loses_no_evidence(lab: Lab) -> None:
     pending = trial(lab, "until [ -e go ]; do sleep 0.2; done; echo through", timeout=180.0, delivery_deadline=90.0)
-    # The lead, four times the worst round trip by letter, is 30 s at most.
-    until(lambda: lab.member_state(pending, "mail-0") == "fired", 90, "mail-0 fired")
+    until(lambda: start_ns(lab, pending, "mail-0"), 60, "mail-0 knows T")
+    until(lambda: lab.member_state(pending, "mail-0") == "fired", 30, "mail-0 fired")
     with lab.cut("mail-0"):
         for member in NAMES:
             (lab.spool(member, pending) / "work/go").touch()

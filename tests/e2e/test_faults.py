@@ -186,21 +186,23 @@ def test_a_controller_killed_while_a_trial_runs_attaches_to_it(cloud: None, ec2:
     assert run_resources(ec2, again.run_id) == []
 
 
+def destroy(ec2: t.Any, run_id: str) -> None:
+    """Destroy what there is of a run: something before, nothing after."""
+    assert run_resources(ec2, run_id)
+    gone = playbook("playbooks/destroy.yml", "-e", f"run={run_id}")
+    assert gone.returncode == 0, gone.output[-4000:]
+    assert run_resources(ec2, run_id) == []
+
+
 def test_destroy_alone_leaves_nothing_of_a_run_that_was_killed(cloud: None, ec2: t.Any) -> None:
     killed = playbook_killed_at("TASK [startline.lab.fleet : Network | Create the subnet", "site.yml", "-e", TINY)
-    assert run_resources(ec2, killed.run_id)
-    gone = playbook("playbooks/destroy.yml", "-e", f"run={killed.run_id}")
-    assert gone.returncode == 0, gone.output[-4000:]
-    assert run_resources(ec2, killed.run_id) == []
+    destroy(ec2, killed.run_id)
 
 
 def test_a_run_whose_fleet_was_destroyed_is_completed_on_new_hosts(cloud: None, ec2: t.Any) -> None:
     # The new hosts get the old ones' addresses, with other host keys.
     killed = playbook_killed_at("PLAY [Run the trials]", "site.yml", "-e", TINY)
-    assert run_resources(ec2, killed.run_id)
-    gone = playbook("playbooks/destroy.yml", "-e", f"run={killed.run_id}")
-    assert gone.returncode == 0, gone.output[-4000:]
-    assert run_resources(ec2, killed.run_id) == []
+    destroy(ec2, killed.run_id)
     again = playbook("site.yml", "-e", TINY)
     assert again.returncode == 0, again.output[-4000:]
     assert again.run_id == killed.run_id

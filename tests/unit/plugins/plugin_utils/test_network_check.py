@@ -293,7 +293,8 @@ def test_the_commands_suit_the_probe() -> None:
     probe = Probe("a", "b", rtt=80, jitter=0, loss=0, rate=10_000_000)
     assert "--udp" not in check.rate_command("10.0.0.2", probe)
     lossy = Probe("a", "b", rtt=80, jitter=1, loss=1, rate=10_000_000, datagrams=True)
-    assert check.rate_command("10.0.0.2", lossy)[-7:-2] == ["--udp", "--bitrate", "15000000", "--pacing-timer", "1000"]
+    flow = ["--udp", "--bitrate", "15000000", "--pacing-timer", "1000", "--length", "1472"]
+    assert check.rate_command("10.0.0.2", lossy)[-7:] == flow
     # Buffers of one connection do not hold what is under way.
     fat = Probe("a", "b", rtt=80, jitter=0, loss=0, rate=1_000_000_000, queue=160)
     assert check.rate_command("10.0.0.2", fat)[-2:] == ["--parallel", "15"]
