@@ -190,6 +190,7 @@ if t.TYPE_CHECKING:
         rendezvous,
         waiters,
         wire,
+        workers,
     )
 
 PACKAGE = "ansible_collections.startline.lab.plugins.module_utils"
@@ -219,6 +220,7 @@ SUBJECTS = (
     "rendezvous",
     "waiters",
     "wire",
+    "workers",
 )
 SOURCES = (*(f"_agent/{name}.py" for name in ("__init__", *SUBJECTS)), "_files.py", "_netem.py", "_netem_host.py")
 

@@ -20,13 +20,14 @@ import selectors
 import time
 import typing as t
 
-from . import clock, delivery, launcher, member, ports, wire
+from . import clock, launcher, member, ports, wire
 from .config import Config
 from .link import open_link
 from .log import log
 from .network import Shaper
 from .reactor import Reactor, Timer
 from .waiters import Place, Waiters
+from .workers import Serve, Workers
 
 #: Seconds a measurement of the clock may take before it goes on with what it has.
 MEASURE_LIMIT = 3.0
@@ -103,6 +104,7 @@ class Agent:
         self._measurement: t.Optional[_Measurement] = None
         self._again: t.Optional[Timer] = None  # the next measurement of those who wait for others
         self._shaper = Shaper(self._reactor)
+        self._couriers = Workers(self._reactor, self._courier)
         self._waiters = Waiters(config.wait_socket, self._reactor, self._place, self._instant, self._link.send)
 
     def run(self) -> None:
@@ -468,6 +470,12 @@ class Agent:
 
     # -- delivery --
 
+    def _courier(self) -> Serve:
+        # Imported where it is needed: in the child.
+        from .delivery import Courier
+
+        return Courier(self._config.runtime_directory, self._config.imds).serve
+
     def _collect(self, running: _Running) -> None:
         trial, config = running.trial, self._config
         meta = {
@@ -492,11 +500,7 @@ class Agent:
                 found = {"files": None, "problem": None}
             self._step(running, member.Collected(**found))
 
-        def work() -> t.Dict[str, t.Any]:
-            facts = delivery.host_facts(config.runtime_directory, config.imds)
-            return delivery.collect(running.spool, trial.duty["collect"], dict(meta, host=facts))
-
-        self._reactor.work(work, done, behind=True)
+        self._couriers.do({"spool": running.spool, "patterns": trial.duty["collect"], "meta": meta}, done)
 
     def _ask(self, running: _Running) -> None:
         """Ask for grants, once on each connection: the answer may be lost with it, and both ends may remember the
@@ -507,8 +511,6 @@ class Agent:
         self._link.send("ask", epoch=running.trial.epoch, files=running.trial.files)
 
     def _upload(self, running: _Running, grants: t.List[t.Dict[str, t.Any]]) -> None:
-        files = running.trial.files or []
-
         def done(result: t.Any) -> None:
             failed = "the upload was interrupted" if result is None else result["failed"]
             if failed is not None:
@@ -516,7 +518,7 @@ class Agent:
                 self._later(running, failed)
             self._step(running, member.Uploaded(failed))
 
-        self._reactor.work(lambda: delivery.upload(running.spool, files, grants), done, behind=True)
+        self._couriers.do({"spool": running.spool, "files": running.trial.files or [], "grants": grants}, done)
 
     def _later(self, running: _Running, why: str) -> None:
         """Go on with a delivery after a pause."""

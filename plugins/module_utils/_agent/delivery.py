@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Evidence of a trial on its way out: which files there are, their checksums, and their upload.
 
-PRIVATE to the collection. Both run in short-lived children of the agent (`reactor.Reactor.work`); what they alone
-need is imported in them, so that the agent stays small. What is uploaded stays in the spool until the object store
-has confirmed its checksum.
+PRIVATE to the collection. All of it runs in children of the agent (`workers.Workers`), and is imported there alone, so that
+the agent stays small. What is uploaded stays in the spool until the object store has confirmed its checksum.
 """
 
 from __future__ import annotations
@@ -13,6 +12,7 @@ import binascii
 import contextlib
 import fnmatch
 import hashlib
+import http.client
 import json
 import os
 import random
@@ -20,6 +20,7 @@ import stat
 import sys
 import time
 import typing as t
+import urllib.parse
 
 from . import presigned, wire
 from .launcher import read_record, write_record
@@ -44,6 +45,23 @@ class DeliveryError(Exception):
     def __init__(self, message: str, again: bool = False) -> None:
         super().__init__(message)
         self.again = again
+
+
+class Courier:
+    """What a child of the agent does: it collects or uploads, and keeps its connection to the store from one upload to the
+    next."""
+
+    def __init__(self, runtime_directory: str, imds: t.Optional[str]) -> None:
+        self._runtime_directory = runtime_directory
+        self._imds = imds
+        self._client = presigned.Client(STALL, ANSWER)
+
+    def serve(self, job: t.Mapping[str, t.Any]) -> t.Dict[str, t.Any]:
+        """A job with ``grants`` is an upload."""
+        if "grants" in job:
+            return upload(self._client, **job)
+        host = host_facts(self._runtime_directory, self._imds)
+        return collect(job["spool"], job["patterns"], dict(job["meta"], host=host))
 
 
 def matches(path: str, pattern: str) -> bool:
@@ -185,9 +203,6 @@ def _host_facts(imds: t.Optional[str]) -> t.Dict[str, t.Any]:
 
 def instance(imds: str) -> t.Optional[t.Dict[str, t.Any]]:
     """Identity of the instance from its metadata service (IMDSv2), or None."""
-    import http.client
-    import urllib.parse
-
     parts = urllib.parse.urlsplit(imds)
     connection = http.client.HTTPConnection(parts.hostname or "", parts.port or 80, timeout=2)
     try:
@@ -211,11 +226,12 @@ def instance(imds: str) -> t.Optional[t.Dict[str, t.Any]]:
 # ---- upload ----------------------------------------------------------------------------------------------------------
 
 
-def upload(spool: str, files: t.Sequence[File], grants: t.Sequence[t.Mapping[str, t.Any]]) -> t.Dict[str, t.Any]:
+def upload(
+    client: presigned.Client, spool: str, files: t.Sequence[File], grants: t.Sequence[t.Mapping[str, t.Any]]
+) -> t.Dict[str, t.Any]:
     """Upload files, each once the one before it is confirmed. ``failed`` says why it stopped, ``again`` that new grants may
     help."""
     granted = {grant["path"]: grant for grant in grants}
-    client = presigned.Client(STALL, ANSWER)
     try:
         for file in files:
             if file["path"] not in granted:
@@ -223,8 +239,6 @@ def upload(spool: str, files: t.Sequence[File], grants: t.Sequence[t.Mapping[str
             _put_patiently(client, spool, file, granted[file["path"]])
     except DeliveryError as error:
         return {"failed": str(error), "again": error.again}
-    finally:
-        client.close()
     return {"failed": None, "again": False}
 
 

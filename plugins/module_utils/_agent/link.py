@@ -16,7 +16,7 @@ import socket
 import ssl
 import typing as t
 
-from . import carrier, mailbox, wire
+from . import wire
 from .config import Config
 from .log import log
 from .reactor import Reactor, Timer
@@ -250,9 +250,13 @@ class MailLink(Link):
 
     def _open(self) -> None:
         config, first = self._config, self._first
-        address = mailbox.Address(config.run_id, config.member)
-        path = config.mailbox or ""
         self._first = False
-        self._opened(
-            self._reactor.companion(lambda agent: carrier.carry(address, path, config.state_directory, first, agent))
-        )
+
+        def carry(agent: socket.socket) -> None:
+            # Imported where it is needed: in the child.
+            from . import carrier, mailbox
+
+            address = mailbox.Address(config.run_id, config.member)
+            carrier.carry(address, config.mailbox or "", config.state_directory, first, agent)
+
+        self._opened(self._reactor.companion(carry))

@@ -1,17 +1,15 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Requests to the object store that somebody else has signed, over one connection that is kept.
 
-PRIVATE to the collection. Blocks, and is for one thread. What it alone needs is imported when it is needed, so that the agent
-stays small.
+PRIVATE to the collection. Blocks, and is for one thread.
 """
 
 from __future__ import annotations
 
+import http.client
 import ssl
 import typing as t
-
-if t.TYPE_CHECKING:
-    import http.client
+import urllib.parse
 
 
 class Answer(t.NamedTuple):
@@ -55,9 +53,6 @@ class Client:
             OSError: there is no answer.
             ValueError: the answer is too large.
         """
-        import http.client
-        import urllib.parse
-
         parts = urllib.parse.urlsplit(url)
         if (parts.scheme, parts.netloc) != self._where:
             self.close()
@@ -89,8 +84,6 @@ class Client:
         return Answer(answer.status, answer.getheader("ETag"), content, code)
 
     def _connect(self, scheme: str, host: str, port: t.Optional[int]) -> http.client.HTTPConnection:
-        import http.client
-
         if scheme != "https":
             return http.client.HTTPConnection(host, port, timeout=self._timeout)
         if self._trust is None:

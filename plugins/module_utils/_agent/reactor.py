@@ -23,20 +23,7 @@ from .log import log
 
 Callback = t.Callable[[], None]
 
-#: Of a child that has time: a tenth of a processor that others want, all of one that nobody wants.
-BEHIND = 10
-
 _PR_SET_PDEATHSIG = 1
-
-
-def _step_back() -> None:
-    """Let others go first. A nice value counts among processes of one session only where the kernel groups by session (sched(7),
-    autogroup): then it is the group's that counts."""
-    os.setsid()
-    os.nice(BEHIND)
-    with contextlib.suppress(OSError):
-        with open("/proc/self/autogroup", "w", encoding="ascii") as stream:
-            stream.write(str(BEHIND))
 
 
 class Timer:
@@ -126,16 +113,13 @@ class Reactor:
 
     # -- short-lived children --
 
-    def work(self, job: t.Callable[[], t.Any], done: t.Callable[[t.Any], None], behind: bool = False) -> int:
-        """Run `job` in a forked child; `done` gets what it returned (JSON), or None when it failed. Gives the process id.
+    def work(self, job: t.Callable[[], t.Any], done: t.Callable[[t.Any], None]) -> None:
+        """Run `job` in a forked child; `done` gets what it returned (JSON), or None when it failed.
 
-        What is slow or heavy goes here, so that the agent itself stays small and always answers. `behind` everything else that
-        wants the processor.
+        What is slow or heavy goes here, so that the agent itself stays small and always answers.
         """
 
         def run(out: int) -> None:
-            if behind:
-                _step_back()
             result = json.dumps(job()).encode("ascii")
             while result:
                 result = result[os.write(out, result) :]
@@ -143,18 +127,22 @@ class Reactor:
         def finished(output: bytes) -> None:
             done(json.loads(output.decode("ascii")) if output else None)
 
-        return self._fork(run, finished)
+        read, write = os.pipe()
+        self._spawn(run, write)
+        os.close(write)
+        self._hear(read, finished)
 
-    def command(self, arguments: t.Sequence[str], done: t.Callable[[bytes], None]) -> int:
+    def command(self, arguments: t.Sequence[str], done: t.Callable[[bytes], None]) -> None:
         """Run a program; `done` gets what it wrote to stdout, nothing if it could not be run."""
-
-        def run(out: int) -> None:
-            null = os.open(os.devnull, os.O_RDWR)
-            for source, target in ((null, 0), (out, 1), (null, 2)):
-                os.dup2(source, target)
-            os.execvp(arguments[0], list(arguments))  # noqa: S606  no shell is wanted
-
-        return self._fork(run, done)
+        read, write = os.pipe()
+        try:
+            _start(list(arguments), write)
+        except OSError as error:
+            if not isinstance(error, FileNotFoundError):  # it is not installed
+                log("cannot run", command=list(arguments), error=error.strerror)
+        finally:
+            os.close(write)
+        self._hear(read, done)
 
     def companion(self, run: t.Callable[[socket.socket], None]) -> socket.socket:
         """Run `run` in a forked child that lives until the returned socket, whose other end it has, is closed.
@@ -167,10 +155,9 @@ class Reactor:
         ours.setblocking(False)
         return ours
 
-    def _spawn(self, run: t.Callable[[int], None], keep: int) -> int:
+    def _spawn(self, run: t.Callable[[int], None], keep: int) -> None:
         """Fork a child that runs `run` with no descriptor but `keep`, and dies with us."""
-        pid = os.fork()
-        if not pid:
+        if not os.fork():
             status = 1
             try:
                 signal.set_wakeup_fd(-1)
@@ -181,18 +168,13 @@ class Reactor:
                 close_all_but([keep])
                 run(keep)
                 status = 0
-            except FileNotFoundError:
-                pass  # a program that is not installed
             except BaseException as error:
                 log("worker failed", error=repr(error))
             finally:
                 os._exit(status)
-        return pid
 
-    def _fork(self, run: t.Callable[[int], None], done: t.Callable[[bytes], None]) -> int:
-        read, write = os.pipe()
-        pid = self._spawn(run, write)
-        os.close(write)
+    def _hear(self, read: int, done: t.Callable[[bytes], None]) -> None:
+        """`done` gets all that comes out of the pipe `read` until its end."""
         os.set_blocking(read, False)
         output = bytearray()
 
@@ -209,4 +191,23 @@ class Reactor:
             done(bytes(output))
 
         self.watch(read, selectors.EVENT_READ, on_readable)
-        return pid
+
+
+def _start(arguments: t.List[str], out: int) -> None:
+    """Start a program that writes to `out`."""
+    null = os.open(os.devnull, os.O_RDWR)
+    streams = ((null, 0), (out, 1), (null, 2))
+    try:
+        if hasattr(os, "posix_spawnp"):
+            # Python 3.8. It copies nothing of this process, which would take as long as a small program does.
+            actions = [(os.POSIX_SPAWN_DUP2, source, target) for source, target in streams]
+            os.posix_spawnp(arguments[0], arguments, os.environ, file_actions=actions)
+        elif not os.fork():
+            try:
+                for source, target in streams:
+                    os.dup2(source, target)
+                os.execvp(arguments[0], arguments)  # noqa: S606  no shell is wanted
+            finally:
+                os._exit(127)
+    finally:
+        os.close(null)
