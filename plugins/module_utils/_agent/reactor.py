@@ -200,8 +200,8 @@ def _start(arguments: t.List[str], out: int) -> None:
     try:
         if hasattr(os, "posix_spawnp"):
             # Python 3.8. It copies nothing of this process, which would take as long as a small program does.
-            actions = [(os.POSIX_SPAWN_DUP2, source, target) for source, target in streams]
-            os.posix_spawnp(arguments[0], arguments, os.environ, file_actions=actions)
+            actions = [(os.POSIX_SPAWN_DUP2, source, target) for source, target in streams]  # novm
+            os.posix_spawnp(arguments[0], arguments, os.environ, file_actions=actions)  # novm
         elif not os.fork():
             try:
                 for source, target in streams:
