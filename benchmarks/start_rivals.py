@@ -43,6 +43,7 @@ sys.path[:0] = [str(ROOT / "collections"), str(ROOT)]
 
 import boto3  # noqa: E402
 
+from ansible_collections.startline.lab.plugins.module_utils._agent.workers import LINGER  # noqa: E402
 from benchmarks import floor  # noqa: E402
 from tests.support.commands import ENDPOINT, EXPERIMENTS, localcloud  # noqa: E402
 from tests.support.lab import Lab, until  # noqa: E402
@@ -171,7 +172,7 @@ def agents(lab: Lab, names: list[str], seconds: float = 20.0) -> tuple[float, fl
     of one of its processes (MiB)."""
     pending = lab.submit(lab.trial(f"sleep {2 * seconds:g}", members=names, evidence=None, timeout=300.0))
     lab.reach(pending, "running", 60)
-    time.sleep(2)  # its start is not what is asked for
+    time.sleep(2 + LINGER)  # its start is not what is asked for, nor the child that has delivered the trial before
 
     def look() -> list[list[int]]:
         return [[int(word) for word in text.split()] for text in asyncio.run(everywhere(lab, names, AGENT))]
