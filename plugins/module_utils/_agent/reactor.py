@@ -135,13 +135,19 @@ class Reactor:
     def command(self, arguments: t.Sequence[str], done: t.Callable[[bytes], None]) -> None:
         """Run a program; `done` gets what it wrote to stdout, nothing if it could not be run."""
         read, write = os.pipe()
-        try:
-            _start(list(arguments), write)
-        except OSError as error:
-            if not isinstance(error, FileNotFoundError):  # it is not installed
-                log("cannot run", command=list(arguments), error=error.strerror)
-        finally:
-            os.close(write)
+        if hasattr(os, "posix_spawnp"):
+            # Python 3.8. It copies nothing of this process, which would take as long as a small program does.
+            nothing = (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDWR, 0)  # novm
+            streams = [nothing, (os.POSIX_SPAWN_DUP2, write, 1), (os.POSIX_SPAWN_DUP2, 0, 2)]  # novm
+            try:
+                os.posix_spawnp(arguments[0], list(arguments), os.environ, file_actions=streams)  # novm
+            except FileNotFoundError:
+                pass  # it is not installed
+            except OSError as error:
+                log("cannot run", command=" ".join(arguments), error=error.strerror)
+        else:
+            self._spawn(lambda out: _become(arguments, out), write)
+        os.close(write)
         self._hear(read, done)
 
     def companion(self, run: t.Callable[[socket.socket], None]) -> socket.socket:
@@ -193,21 +199,10 @@ class Reactor:
         self.watch(read, selectors.EVENT_READ, on_readable)
 
 
-def _start(arguments: t.List[str], out: int) -> None:
-    """Start a program that writes to `out`."""
-    null = os.open(os.devnull, os.O_RDWR)
-    streams = ((null, 0), (out, 1), (null, 2))
-    try:
-        if hasattr(os, "posix_spawnp"):
-            # Python 3.8. It copies nothing of this process, which would take as long as a small program does.
-            actions = [(os.POSIX_SPAWN_DUP2, source, target) for source, target in streams]  # novm
-            os.posix_spawnp(arguments[0], arguments, os.environ, file_actions=actions)  # novm
-        elif not os.fork():
-            try:
-                for source, target in streams:
-                    os.dup2(source, target)
-                os.execvp(arguments[0], arguments)  # noqa: S606  no shell is wanted
-            finally:
-                os._exit(127)
-    finally:
-        os.close(null)
+def _become(arguments: t.Sequence[str], out: int) -> None:
+    """Be a program that writes to `out`."""
+    nothing = os.open(os.devnull, os.O_RDWR)
+    for source, target in ((nothing, 0), (out, 1), (nothing, 2)):
+        os.dup2(source, target)
+    with contextlib.suppress(FileNotFoundError):  # it is not installed
+        os.execvp(arguments[0], list(arguments))  # noqa: S606  no shell is wanted

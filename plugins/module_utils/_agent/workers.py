@@ -62,7 +62,8 @@ class _Worker:
             self._rest.cancel()
         self._done = done
         self._out += json.dumps(job).encode("ascii") + b"\n"
-        self._on_ready()
+        # Not at once: if the child is gone, `done` would be called before this has returned.
+        self._reactor.watch(self._channel.fileno(), selectors.EVENT_READ | selectors.EVENT_WRITE, self._on_ready)
 
     def _on_ready(self) -> None:
         try:

@@ -297,7 +297,7 @@ def flood(*addresses):
         if not re.search("backlog [1-9]", sh("tc -s qdisc show dev va")):
             break
     start = min(moment for own in arrivals for moment in own) + 1_000_000_000
-    counted = [sorted(moment for moment in own if moment > start) for own in arrivals]
+    counted = [[moment for moment in own if moment > start] for own in arrivals]
     packets = sum(map(len, counted))
     took = max(own[-1] for own in counted) - start
     return packets * 1442 * 8 / took * 1000, [len(own) / packets for own in counted]
